@@ -1,0 +1,8 @@
+"""Scores by method, article and position, with intervals, tables, plots and a report.
+
+Plain arrays in, tables and pictures out: this room knows no models.
+"""
+
+from metalm.analysis.report import write_report as write_report
+from metalm.analysis.scores import ArticleScores as ArticleScores
+from metalm.analysis.scores import Scores as Scores

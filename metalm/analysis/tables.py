@@ -1,0 +1,177 @@
+"""Printed tables (rich), and the same tables as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from metalm.analysis.bootstrap import Interval
+from metalm.analysis.plain_text import in_markdown, shown
+from metalm.analysis.scores import Scores
+from metalm.analysis.summary import best_rival, compare_with_rivals, summarise
+
+Cost = Mapping[str, Mapping[str, float]]
+ABSENT = "—"
+LONGEST_NAME = 80
+
+
+class Grid(NamedTuple):
+    """A table before it is drawn: plain text in cells, untrusted and not yet escaped."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    note: str = ""
+
+
+def summary_grid(scores: Scores, mode: str) -> Grid:
+    """One row a method: perplexities per word, gain with interval, ratio to the best rival."""
+    rows = []
+    for row in summarise(scores):
+        rows.append(
+            (
+                row.method,
+                _perplexity(row.perplexity),
+                _perplexity(row.perplexity_without_unknown),
+                _perplexity(row.article_weighted_perplexity),
+                ABSENT if row.gain is None else f"{row.gain.estimate:.3f}",
+                ABSENT if row.gain is None else _bounds(row.gain),
+                ABSENT if row.gain is None else row.baseline,
+                f"{row.ratio_to_best_rival.estimate:.3f} {_bounds(row.ratio_to_best_rival)}",
+            )
+        )
+    header = (
+        "method",
+        "perplexity",
+        "without <unk>",
+        "article-weighted",
+        "gain",
+        "95 % interval",
+        "against",
+        "ratio to the best rival",
+    )
+    note = (
+        f"{len(scores.articles):,} articles, {scores.num_words.sum():,} words, ends of lines "
+        f"included ({scores.num_unknown:,} <unk>). Perplexity per word; gain in nats per word. "
+        f"Intervals: bootstrap over articles. Best rival: {best_rival(scores)}."
+    )
+    return Grid(f"reading mode: {mode}", header, rows, note)
+
+
+def rivals_grid(scores: Scores, mode: str) -> Grid:
+    """Perplexity of each of ours over that of each rival, with 95 % intervals; a row a rival."""
+    ratios = compare_with_rivals(scores)
+    rows = [
+        (rival, *(f"{ratios[m][rival].estimate:.3f} {_bounds(ratios[m][rival])}" for m in ratios))
+        for rival in scores.rivals
+    ]
+    return Grid(f"perplexity over that of each rival, {mode}", ("rival", *ratios), rows)
+
+
+def articles_grid(scores: Scores, mode: str) -> Grid:
+    """One row an article: words and each method's perplexity."""
+    perplexities = {m: np.exp(scores.nats(m) / scores.num_words) for m in scores.methods}
+    rows = [
+        (
+            article.title,
+            f"{article.num_words:,}",
+            *(_perplexity(perplexities[m][i]) for m in scores.methods),
+        )
+        for i, article in enumerate(scores.articles)
+    ]
+    return Grid(
+        f"perplexity per word by article, {mode}", ("article", "words", *scores.methods), rows
+    )
+
+
+def cost_grid(cost: Cost, mode: str, baseline: str = "static") -> Grid:
+    """One row a method: tokens a second, peak memory, both against the static model, fallbacks.
+
+    Args:
+        cost: method -> {"tokens_per_second", "peak_memory_bytes", "fallbacks"}, each optional.
+        mode: name of the reading mode.
+        baseline: the method that the others are divided by.
+    """
+    reference = cost.get(baseline, {})
+    rows = [
+        (
+            method,
+            _number(measured.get("tokens_per_second"), "{:,.0f}"),
+            _quotient(measured, reference, "tokens_per_second"),
+            _number(measured.get("peak_memory_bytes"), "{:,.0f}", 2**-20),
+            _quotient(measured, reference, "peak_memory_bytes"),
+            _number(measured.get("fallbacks"), "{:,.0f}"),
+        )
+        for method, measured in cost.items()
+    ]
+    header = (
+        "method",
+        "tokens/s",
+        "against static",
+        "peak memory (MiB)",
+        "against static",
+        "fallbacks",
+    )
+    note = "Fallbacks: how often fast weights blew up and an article fell back to the slow ones."
+    return Grid(f"cost of reading, {mode}", header, rows, note)
+
+
+def to_rich(grid: Grid) -> Table:
+    """The table for a terminal; markup and control signs in the cells have no effect."""
+    table = Table(title=Text(shown(grid.title)), caption=Text(shown(grid.note, 500)))
+    for index, name in enumerate(grid.header):
+        table.add_column(Text(shown(name)), justify="left" if index == 0 else "right")
+    for row in grid.rows:
+        table.add_row(*(Text(shown(cell)) for cell in row))
+    return table
+
+
+def to_markdown(grid: Grid) -> str:
+    """The table in Markdown, with its note below; all cells are escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(in_markdown(cell, LONGEST_NAME) for cell in cells) + " |"
+
+    rule = "|---|" + "---:|" * (len(grid.header) - 1)
+    lines = [line(grid.header), rule, *(line(row) for row in grid.rows)]
+    return "\n".join([*lines, "", in_markdown(grid.note, 500)]).rstrip() + "\n"
+
+
+def print_tables(
+    scores: Mapping[str, Scores],
+    cost: Mapping[str, Cost] | None = None,
+    console: Console | None = None,
+) -> None:
+    """Print, for each reading mode, the summary, the comparison with the rivals and the cost."""
+    screen = console or Console()
+    for mode, of_mode in scores.items():
+        screen.print(to_rich(summary_grid(of_mode, mode)))
+        if of_mode.ours and of_mode.rivals:
+            screen.print(to_rich(rivals_grid(of_mode, mode)))
+        if cost and cost.get(mode):
+            screen.print(to_rich(cost_grid(cost[mode], mode)))
+
+
+def _perplexity(value: float | None) -> str:
+    if value is None:
+        return ABSENT
+    return f"{value:.2f}" if value < 10_000 else f"{value:.3g}"
+
+
+def _bounds(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"[{ABSENT}, {ABSENT}]"
+    return f"[{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _number(value: float | None, form: str, scale: float = 1.0) -> str:
+    return ABSENT if value is None else form.format(value * scale)
+
+
+def _quotient(measured: Mapping[str, float], reference: Mapping[str, float], key: str) -> str:
+    if not reference.get(key) or key not in measured:
+        return ABSENT
+    return f"{measured[key] / reference[key]:.2f}"
