@@ -1,0 +1,111 @@
+"""From a name or a path to a prepared corpus on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from filelock import FileLock
+
+from data_prep import wikitext
+from data_prep.prepared import TextSource, identity, not_writable, write
+from metalm.language.articles import read_manifest
+from metalm.language.vocabulary import Kind
+
+NAMED: Mapping[str, Callable[[], TextSource]] = {
+    "wikitext-2": lambda: wikitext.hub_source("wikitext-2"),
+    "wikitext-103": lambda: wikitext.hub_source("wikitext-103"),
+    "wikitext-2-raw": lambda: wikitext.hub_source("wikitext-2-raw"),
+    "wikitext-103-raw": lambda: wikitext.hub_source("wikitext-103-raw"),
+}
+
+
+def find_source(source: str) -> TextSource:
+    """The text that a name or a path stands for.
+
+    Args:
+        source: a key of `NAMED`; or a folder with the WikiText files wiki.*.tokens or wiki.*.raw.
+
+    Raises:
+        ValueError: it is neither; the message lists the names.
+    """
+    if source in NAMED:
+        return NAMED[source]()
+    path = Path(source)
+    if path.is_dir():
+        files = wikitext.find_files(path)
+        if files is not None:
+            return wikitext.file_source(path, files)
+    raise ValueError(
+        f"unknown corpus; expected {', '.join(NAMED)}, a folder with WikiText files, a folder with .txt "
+        f"or .md files, or a .jsonl file, found {source!r}; check the spelling or the path"
+    )
+
+
+def prepare(
+    source: str,
+    *,
+    tokenizer: Kind,
+    vocabulary_size: int = 6000,
+    root: Path | str = Path("data"),
+) -> Path:
+    """Prepare a corpus, or find it prepared already.
+
+    Args:
+        source: name or path, see `find_source`.
+        tokenizer: "bpe" (learnt on the training split) or "word" (whole words).
+        vocabulary_size: entries of the byte-pair vocabulary, the end of line included; whole words
+            take as many as the text has.
+        root: folder in which prepared corpora lie.
+
+    Returns:
+        The prepared folder, for `metalm.language.articles.open_corpus`. A folder that holds another
+        finished corpus of the same name is left alone: the new one gets a checksum in its name.
+
+    Raises:
+        ValueError: unknown source or tokenizer, wrong text, or a root that cannot be written.
+    """
+    if tokenizer not in get_args(Kind):
+        raise ValueError(
+            f"unknown tokenizer; expected one of {', '.join(get_args(Kind))}, found {tokenizer!r}; "
+            "choose one of them"
+        )
+    text = find_source(source)
+    name = f"{text.name}-{tokenizer}" + (str(vocabulary_size) if tokenizer == "bpe" else "")
+    name = re.sub(r"[^\w.-]+", "-", name)
+    wanted = identity(text, tokenizer, vocabulary_size)
+    root = Path(root)
+    folder = _place(root, name, wanted)
+    if _recorded(folder) == wanted:
+        return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / f".{name}.lock").acquire()
+    except OSError as error:
+        raise not_writable(folder, error) from error
+    with lock:
+        folder = _place(root, name, wanted)  # another process may have finished meanwhile
+        if _recorded(folder) != wanted:
+            write(text, folder, tokenizer, vocabulary_size)
+    return folder
+
+
+def _place(root: Path, name: str, wanted: dict[str, Any]) -> Path:
+    """The plain name, unless another finished corpus lies there."""
+    if _recorded(root / name) in (None, wanted):
+        return root / name
+    checksum = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    return root / f"{name}-{checksum[:8]}"
+
+
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    """What a finished folder says it was prepared from; None when it is unfinished or damaged."""
+    try:
+        manifest = read_manifest(folder)
+    except ValueError:
+        return None
+    return dict(manifest["identity"])

@@ -1,0 +1,271 @@
+"""Write the on-disk form of a corpus; metalm/language/articles.py reads it.
+
+Articles are streamed: counted once, then tokenised and written in batches, so memory does not grow
+with the corpus. The manifest is written last and atomically: its presence means success.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from tqdm import tqdm
+
+from metalm.language.articles import (
+    FORMAT,
+    MANIFEST,
+    SCHEMA,
+    SPLITS,
+    VOCABULARY,
+    Article,
+    check_tokens,
+    file_checksum,
+)
+from metalm.language.vocabulary import (
+    Kind,
+    Vocabulary,
+    closed_words,
+    learn_bpe,
+    split_words,
+)
+
+# Characters held at once while tokenising: about 100 articles of WikiText.
+BATCH_CHARACTERS = 2_000_000
+STREAM_SUFFIX = ".stream"
+
+
+class TextArticle(NamedTuple):
+    """An article before it is tokenised."""
+
+    title: str
+    text: str
+
+
+class Counts(NamedTuple):
+    """What a source holds: articles and words (ends of line included) of each split, distinct words."""
+
+    articles: dict[str, int]
+    words: dict[str, int]
+    vocabulary: int
+
+
+def accept(counts: Counts) -> None:
+    """Accept any counts: for text whose size nobody has published."""
+    del counts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextSource:
+    """Text of a corpus, ready to be read as often as needed, in the same order each time."""
+
+    name: str
+    """Short name, from which the folder is named."""
+    identity: Mapping[str, Any]
+    """What decides whether a prepared folder is of this very text (JSON): checksum, settings."""
+    splits: Mapping[str, Callable[[], Iterator[TextArticle]]]
+    """For "train", "valid" and "test", a function that begins reading the articles."""
+    closed: bool = False
+    """Whether the word vocabulary comes from all three splits, so that no word is unknown."""
+    check: Callable[[Counts], None] = accept
+    """Raises ValueError when the counts are not those of the corpus it claims to be."""
+
+    def texts(self, *splits: str) -> Iterator[str]:
+        """Texts of the named splits in order."""
+        return (article.text for split in splits for article in self.splits[split]())
+
+
+def count(source: TextSource) -> Counts:
+    """Count articles, words and distinct words (the end of line is one of them).
+
+    Raises:
+        ValueError: a split or an article is empty.
+    """
+    articles = dict.fromkeys(SPLITS, 0)
+    words = dict.fromkeys(SPLITS, 0)
+    distinct: set[str] = set()
+    for split in SPLITS:
+        for article in source.splits[split]():
+            found = split_words(article.text)
+            if not article.text.strip():
+                raise ValueError(
+                    f"an article is empty; expected at least one word in {article.title!r} "
+                    f"({split}), found {len(article.text)} characters of white space; "
+                    "fill it or take it away"
+                )
+            articles[split] += 1
+            words[split] += len(found)
+            distinct.update(found)
+        if not articles[split]:
+            raise ValueError(
+                f"{source.name} has no articles in its {split} split; expected at least one, "
+                "found 0; add text"
+            )
+    return Counts(articles, words, len(distinct))
+
+
+def learn_vocabulary(source: TextSource, kind: Kind, size: int) -> Vocabulary:
+    """Vocabulary of a source: byte pairs of the training split, or whole words.
+
+    The words of a closed source are those of all its splits. Otherwise they are the words that occur
+    twice or more in the training split and "<unk>", which the model meets as the words that occur once.
+    """
+    if kind == "bpe":
+        return learn_bpe(source.texts("train"), size)
+    if source.closed:
+        return closed_words(source.texts(*SPLITS), add_unknown=False)
+    return closed_words(source.texts("train"), add_unknown=True, minimum_count=2)
+
+
+def write(source: TextSource, folder: Path, kind: Kind, size: int) -> dict[str, Any]:
+    """Write a corpus into `folder`, replacing what an unfinished preparation left there.
+
+    Args:
+        source: the text.
+        folder: created if need be.
+        kind: tokenizer, "bpe" or "word".
+        size: entries wanted of a byte-pair vocabulary, the end of line included.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: the text is not what it claims to be, or the folder cannot be written.
+    """
+    counts = count(source)
+    source.check(counts)
+    vocabulary = learn_vocabulary(source, kind, size)
+    try:
+        _clear(folder)
+        vocabulary.save(folder / VOCABULARY)
+        splits = {}
+        for split in SPLITS:
+            articles = tqdm(
+                source.splits[split](),
+                desc=f"{source.name} {split}",
+                total=counts.articles[split],
+                unit="article",
+                disable=None,
+            )
+            num_tokens = _write_split(articles, folder / split, vocabulary, split)
+            splits[split] = {
+                "articles": counts.articles[split],
+                "words": counts.words[split],
+                "tokens": num_tokens,
+            }
+        manifest = {
+            "format": FORMAT,
+            "source": {"name": source.name},
+            "identity": identity(source, kind, size),
+            "tokenizer": {"kind": kind, "size": vocabulary.size},
+            "splits": splits,
+            "files": _describe_files(folder),
+        }
+        _write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise not_writable(folder, error) from error
+    except OSError as error:
+        if error.errno == 30:  # EROFS has no exception class of its own
+            raise not_writable(folder, error) from error
+        raise
+    return manifest
+
+
+def identity(source: TextSource, kind: Kind, size: int) -> dict[str, Any]:
+    """What tells one prepared corpus from another: the text and the tokenizer asked for (JSON)."""
+    tokenizer = {"kind": kind, "size": size} if kind == "bpe" else {"kind": kind}
+    return {"source": {"name": source.name, **source.identity}, "tokenizer": tokenizer}
+
+
+def not_writable(folder: Path, error: OSError) -> ValueError:
+    """The message for a folder that cannot be written."""
+    return ValueError(
+        f"the prepared corpus cannot be written; expected a writable folder at {folder}, "
+        f"found {error.strerror or error}; choose another place (--out)"
+    )
+
+
+def _clear(folder: Path) -> None:
+    """Remove what preparation writes, and nothing else; the manifest first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in (*SPLITS, VOCABULARY):
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+        (folder / name).with_suffix(STREAM_SUFFIX).unlink(missing_ok=True)
+
+
+def _write_split(
+    articles: Iterator[TextArticle], folder: Path, vocabulary: Vocabulary, split: str
+) -> int:
+    """Stream articles into an Arrow file, then into the form of `datasets`; returns tokens."""
+    stream = folder.with_suffix(STREAM_SUFFIX)
+    num_tokens = 0
+    with pa.OSFile(str(stream), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+        for batch in _batches(articles):
+            encoded = vocabulary.encode_batch([article.text for article in batch])
+            rows = [Article(*one, *tokens) for one, tokens in zip(batch, encoded, strict=True)]
+            for row in rows:
+                check_tokens(row, vocabulary.size, split)
+            num_tokens += sum(len(row.tokens) for row in rows)
+            writer.write_batch(_record_batch(rows))
+    dataset = Dataset.from_file(str(stream))
+    dataset.save_to_disk(str(folder))
+    del dataset  # unmap before removing: some systems refuse to remove a mapped file
+    stream.unlink()
+    return num_tokens
+
+
+def _batches(articles: Iterator[TextArticle]) -> Iterator[list[TextArticle]]:
+    batch: list[TextArticle] = []
+    characters = 0
+    for article in articles:
+        batch.append(article)
+        characters += len(article.text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _record_batch(rows: list[Article]) -> pa.RecordBatch:
+    lengths = [len(row.tokens) for row in rows]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    columns = [
+        pa.array([row.title for row in rows], pa.string()),
+        pa.array([row.text for row in rows], pa.string()),
+        pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([row.tokens for row in rows]))),
+        pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([row.words for row in rows]))),
+        pa.array([int(row.words[-1]) + 1 for row in rows], pa.int64()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and checksum of every file below the folder, by relative path."""
+    paths = sorted(path for name in (*SPLITS, VOCABULARY) for path in (folder / name).rglob("*"))
+    return {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": file_checksum(path),
+        }
+        for path in paths
+        if path.is_file()
+    }
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
