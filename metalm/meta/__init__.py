@@ -1,0 +1,1 @@
+"""Unrolled sequences of losses and updates, and how to differentiate them."""

@@ -1,0 +1,7 @@
+"""Update rules, one to a file."""
+
+from metalm.meta.rules.gradient_descent import GradientDescent
+from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.meta.rules.rms_decay import RmsDecay
+
+__all__ = ["GradientDescent", "LearnedRates", "RmsDecay"]

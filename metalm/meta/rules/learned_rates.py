@@ -1,0 +1,155 @@
+"""Learned rates: gradient descent and Krause's RMS rule as two members of one learned family."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from metalm.meta.parameters import Parameters
+from metalm.meta.rules.statistics import key, mean_over_tensors, relative_rms
+from metalm.meta.rules.step_rule import AbstractStepRule, StepSizes
+
+Granularity = Literal["tensor", "row", "coordinate"]
+DecayShape = Literal["uniform", "rms"]
+
+# A decay of 1 forgets everything at once and has no finite logit.
+_LARGEST_DECAY = 0.999
+
+
+class LearnedRates(AbstractStepRule):
+    """W <- W - c exp(a) (RMS + eps)^(-p) g + rho (W_0 - W); a, p, eps and rho are learned.
+
+    For each tensor: eps = exp(e) times the tensor's mean RMS; rho = sigmoid(b), or, with
+    ``decay_shape="rms"``, min(sigmoid(b) RMS/gsum, 1) with Krause's gsum. c is ``rate_scale``, a
+    buffer that is set on validation text and not learned. With p = 1 and that decay shape this is
+    Krause's rule (`from_krause`), with p = 0 it is gradient descent.
+
+    a and b are one number a tensor, a row (the tensor's first dimension) or a coordinate, as
+    ``granularity`` says; p and e are one number a tensor. Starting with ``decay=0`` leaves the
+    decay out of the rule, and of what is learned.
+
+    Args:
+        rms: RMS of the training set's gradients, each ``[*shape]``.
+        granularity: What has a rate and a decay of its own.
+        rate: exp(a) at the start.
+        decay: sigmoid(b) at the start, 0 <= decay < 1.
+        exponent: p at the start.
+        eps: eps at the start, **relative** to each tensor's mean RMS, > 0.
+        decay_shape: Whether rho is the same for all coordinates or shaped like the RMS.
+
+    Raises:
+        ValueError: A number outside these ranges, or statistics that are not finite.
+    """
+
+    rate_scale: Tensor
+
+    def __init__(
+        self,
+        rms: Mapping[str, Tensor],
+        granularity: Granularity = "tensor",
+        rate: float = 1e-3,
+        decay: float = 1e-3,
+        exponent: float = 0.5,
+        eps: float = 1.0,
+        decay_shape: DecayShape = "uniform",
+    ) -> None:
+        super().__init__()
+        _check(granularity, rate, decay, eps, decay_shape)
+        self.granularity = granularity
+        self.decay_shape = decay_shape
+        self.has_decay = decay > 0.0
+        self.names = tuple(rms)
+        relative = relative_rms(rms)
+        for name, tensor in rms.items():
+            tensor = tensor.detach().clone()
+            own = tensor.new_zeros(_own_shape(granularity, tensor))
+            self.register_buffer(f"rms/{key(name)}", tensor)
+            self._learn("log_rate", name, own + math.log(rate))
+            self._learn("exponent", name, tensor.new_tensor(exponent))
+            self._learn("log_eps", name, tensor.new_tensor(math.log(eps)))
+            if self.has_decay:
+                start = min(decay, _LARGEST_DECAY)
+                self._learn("decay_logit", name, own + math.log(start / (1 - start)))
+            if self.has_decay and decay_shape == "rms":
+                self.register_buffer(f"relative_rms/{key(name)}", relative[name].detach())
+        self.register_buffer("rate_scale", next(iter(rms.values())).new_tensor(1.0))
+
+    @classmethod
+    def from_krause(
+        cls,
+        rms: Mapping[str, Tensor],
+        rate: float,
+        decay: float,
+        eps: float,
+        granularity: Granularity = "tensor",
+    ) -> LearnedRates:
+        """The member of the family that is `RmsDecay` with these numbers (eps in units of RMS)."""
+        rule = cls(rms, granularity, rate, decay, exponent=1.0, eps=1.0, decay_shape="rms")
+        with torch.no_grad():
+            for name, tensor in rms.items():
+                rule.learned("log_eps", name).copy_((eps / _mean_rms(rms, tensor)).log())
+        return rule
+
+    def _learn(self, kind: str, name: str, value: Tensor) -> None:
+        self.register_parameter(f"{kind}/{key(name)}", nn.Parameter(value))
+
+    def learned(self, kind: str, name: str) -> Tensor:
+        """One of ``log_rate``, ``exponent``, ``log_eps``, ``decay_logit`` of a fast tensor."""
+        return self.get_parameter(f"{kind}/{key(name)}")
+
+    def coefficients(self) -> StepSizes:
+        """Rates c exp(a) (RMS + eps)^(-p) and decays rho, differentiable to a, p, eps and rho."""
+        rms = {name: self.get_buffer(f"rms/{key(name)}") for name in self.names}
+        rates: Parameters = {}
+        decays: dict[str, Tensor | None] = {}
+        for name in self.names:
+            eps = self.learned("log_eps", name).exp() * _mean_rms(rms, rms[name])
+            power = (rms[name] + eps).pow(-self.learned("exponent", name))
+            rates[name] = power * (self.rate_scale * self.learned("log_rate", name).exp())
+            decays[name] = None
+            if self.has_decay:
+                decay = self.learned("decay_logit", name).sigmoid()
+                if self.decay_shape == "rms":
+                    decay = (decay * self.get_buffer(f"relative_rms/{key(name)}")).clamp(max=1.0)
+                decays[name] = decay
+        return StepSizes(rates, decays)
+
+
+def _own_shape(granularity: Granularity, tensor: Tensor) -> tuple[int, ...]:
+    """Shape of what has one number a tensor, a row or a coordinate; broadcasts to the tensor."""
+    if granularity == "coordinate":
+        return tuple(tensor.shape)
+    if granularity == "row" and tensor.dim() > 0:
+        return (tensor.shape[0], *(1,) * (tensor.dim() - 1))
+    return ()
+
+
+def _mean_rms(rms: Mapping[str, Tensor], tensor: Tensor) -> Tensor:
+    """Mean RMS of a tensor; of all tensors for one that never had a gradient."""
+    mean = tensor.mean()
+    if bool(mean > 0):
+        return mean
+    return mean_over_tensors(rms)
+
+
+def _check(granularity: str, rate: float, decay: float, eps: float, decay_shape: str) -> None:
+    if granularity not in ("tensor", "row", "coordinate"):
+        raise ValueError(
+            "unknown granularity; expected 'tensor', 'row' or 'coordinate', found "
+            f"{granularity!r}; do change it"
+        )
+    if decay_shape not in ("uniform", "rms"):
+        raise ValueError(
+            f"unknown decay shape; expected 'uniform' or 'rms', found {decay_shape!r}; do change it"
+        )
+    for label, value in (("rate", rate), ("eps", eps)):
+        if not 0.0 < value < math.inf:
+            raise ValueError(
+                f"impossible {label}; expected a finite number > 0, found {value}; do change it"
+            )
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"impossible decay; expected 0 <= decay < 1, found {decay}; do change it")
