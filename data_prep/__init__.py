@@ -1,1 +1,1 @@
-"""Preparation of corpora: fetch or find text, verify it, write the on-disk form that metalm reads."""
+"""Preparation of corpora: fetch or find text, verify it, write the form that metalm reads."""

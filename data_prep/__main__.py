@@ -1,4 +1,4 @@
-"""Prepare a corpus: python -m data_prep NAME_OR_PATH --out DIR --tokenizer bpe --vocabulary-size 6000."""
+"""Prepare a corpus: python -m data_prep NAME_OR_PATH --out DIR --tokenizer bpe."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
     parser.add_argument(
         "source",
-        help=f"one of {', '.join(NAMED)}; a folder with WikiText files; a folder with .txt or .md files; "
-        "or a .jsonl file",
+        help=f"one of {', '.join(NAMED)}; a folder with WikiText files; a folder with .txt "
+        "or .md files; or a .jsonl file",
     )
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder of prepared corpora")
     parser.add_argument("--tokenizer", choices=get_args(Kind), default="bpe")

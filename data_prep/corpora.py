@@ -11,12 +11,13 @@ from typing import Any, get_args
 
 from filelock import FileLock
 
-from data_prep import wikitext
+from data_prep import python_docs, wikitext
 from data_prep.prepared import TextSource, identity, not_writable, write
 from metalm.language.articles import read_manifest
 from metalm.language.vocabulary import Kind
 
 NAMED: Mapping[str, Callable[[], TextSource]] = {
+    "python-docs": python_docs.python_docs_source,
     "wikitext-2": lambda: wikitext.hub_source("wikitext-2"),
     "wikitext-103": lambda: wikitext.hub_source("wikitext-103"),
     "wikitext-2-raw": lambda: wikitext.hub_source("wikitext-2-raw"),
@@ -41,8 +42,8 @@ def find_source(source: str) -> TextSource:
         if files is not None:
             return wikitext.file_source(path, files)
     raise ValueError(
-        f"unknown corpus; expected {', '.join(NAMED)}, a folder with WikiText files, a folder with .txt "
-        f"or .md files, or a .jsonl file, found {source!r}; check the spelling or the path"
+        f"unknown corpus; expected {', '.join(NAMED)}, a folder with WikiText files, a folder with "
+        f".txt or .md files, or a .jsonl file, found {source!r}; check the spelling or the path"
     )
 
 

@@ -10,13 +10,19 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
+from datasets import (
+    Dataset,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from tqdm import tqdm
 
 from metalm.language.articles import (
@@ -50,7 +56,7 @@ class TextArticle(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a source holds: articles and words (ends of line included) of each split, distinct words."""
+    """Articles and words (ends of line included) of each split, and distinct words."""
 
     articles: dict[str, int]
     words: dict[str, int]
@@ -114,8 +120,9 @@ def count(source: TextSource) -> Counts:
 def learn_vocabulary(source: TextSource, kind: Kind, size: int) -> Vocabulary:
     """Vocabulary of a source: byte pairs of the training split, or whole words.
 
-    The words of a closed source are those of all its splits. Otherwise they are the words that occur
-    twice or more in the training split and "<unk>", which the model meets as the words that occur once.
+    The words of a closed source are those of all its splits. Otherwise they are the words that
+    occur twice or more in the training split and "<unk>", which the model meets as the words that
+    occur once.
     """
     if kind == "bpe":
         return learn_bpe(source.texts("train"), size)
@@ -217,10 +224,23 @@ def _write_split(
             num_tokens += sum(len(row.tokens) for row in rows)
             writer.write_batch(_record_batch(rows))
     dataset = Dataset.from_file(str(stream))
-    dataset.save_to_disk(str(folder))
+    with _quiet():
+        dataset.save_to_disk(str(folder))
     del dataset  # unmap before removing: some systems refuse to remove a mapped file
     stream.unlink()
     return num_tokens
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of `datasets`: ours have counted the same articles already."""
+    disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled:
+            enable_progress_bars()
 
 
 def _batches(articles: Iterator[TextArticle]) -> Iterator[list[TextArticle]]:

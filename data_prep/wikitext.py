@@ -1,8 +1,8 @@
 """WikiText-2 and WikiText-103 (Merity et al. 2016), word-level and raw, from the hub or from files.
 
-An article begins at its top-level heading, a line " = Title = " between blank lines (or at the start of
-the file). Sections are " = = Section = = "; other lines that begin and end with "=" (tables of
-abbreviations, equations cut into lines) have no blank lines around them.
+An article begins at its top-level heading, a line " = Title = " between blank lines (or at the
+start of the file). Sections are " = = Section = = "; other lines that begin and end with "="
+(tables of abbreviations, equations cut into lines) have no blank lines around them.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ OFFICIAL = {
 def split_articles(lines: Iterable[str]) -> Iterator[TextArticle]:
     """Split the lines of a WikiText file into articles.
 
-    What comes before the first heading belongs to the first article, so that every line is in exactly
-    one. Lines are stripped of the white space around them; the hub's empty lines and the files' lines
-    of a single space become the same text.
+    What comes before the first heading belongs to the first article, so that every line is in
+    exactly one. Lines are stripped of the white space around them; the hub's empty lines and the
+    files' lines of a single space become the same text.
 
     Raises:
         ValueError: there are lines, but not one heading.
@@ -68,7 +68,7 @@ def split_articles(lines: Iterable[str]) -> Iterator[TextArticle]:
     elif any(article):
         raise ValueError(
             "the text has no article; expected headings such as ' = Title = ' between blank lines, "
-            f"found {len(article)} lines without one; use a WikiText file, or .txt files for own text"
+            f"found {len(article)} lines without one; use WikiText, or .txt files for own text"
         )
 
 

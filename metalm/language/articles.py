@@ -1,4 +1,4 @@
-"""Read a prepared corpus: memory-mapped articles, their tokens, and the manifest that vouches for them.
+"""Read a prepared corpus: memory-mapped articles, their tokens, and the manifest.
 
 On disk (written by the program `data_prep`):
 
@@ -160,8 +160,8 @@ def check_tokens(article: Article, size: int, split: str = "corpus") -> None:
     if len(outside):
         position = int(outside[0])
         raise ValueError(
-            f"a token of article {article.title!r} ({split}) is beyond the vocabulary; expected ids in "
-            f"[0, {size}), found {int(article.tokens[position])} at position {position}; "
+            f"a token of article {article.title!r} ({split}) is beyond the vocabulary; expected "
+            f"ids in [0, {size}), found {int(article.tokens[position])} at position {position}; "
             "use the vocabulary that the articles were prepared with, or prepare them again"
         )
 
@@ -238,8 +238,8 @@ def _check_file(folder: Path, name: str, recorded: dict[str, Any]) -> None:
     path = folder / name
     if not path.is_file():
         raise ValueError(
-            f"a file of the prepared corpus is missing; expected {path} with {recorded['bytes']} bytes, "
-            "found none; prepare the corpus again"
+            f"a file of the prepared corpus is missing; expected {path} with "
+            f"{recorded['bytes']} bytes, found none; prepare the corpus again"
         )
     size = path.stat().st_size
     if size != recorded["bytes"]:

@@ -1,11 +1,11 @@
 """Words, tokens, and which word each token belongs to.
 
-Text model: an article is a sequence of lines; a line is its whitespace-separated words followed by one
-end of line. The number of words of a text is therefore (whitespace words + lines), whatever the
+Text model: an article is a sequence of lines; a line is its whitespace-separated words followed by
+one end of line. The number of words of a text is therefore (whitespace words + lines), whatever the
 tokenizer, which makes perplexities per word of different tokenizers comparable.
 
-Token 0 is the end of line. It is outside the tokenizer, whose own ids are shifted by one, so no text
-can contain it except by ending a line.
+Token 0 is the end of line. It is outside the tokenizer, whose own ids are shifted by one, so no
+text can contain it except by ending a line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         tokens: int32 [tokens], ids in [0, vocabulary size).
-        words: int32 [tokens], index of the token's word; counts words and ends of line, never falls.
+        words: int32 [tokens], index of the token's word; counts words and ends of line, never
+            falls.
     """
 
     tokens: NDArray[np.int32]
@@ -44,8 +45,8 @@ class Encoded(NamedTuple):
 def split_words(text: str) -> list[str]:
     """Whitespace words of a text in order, with a newline character standing for each end of line.
 
-    The last line counts as a line whether or not the text ends with a newline; an empty text has none.
-    Only the newline character ends a line; every other white space merely separates words.
+    The last line counts as a line whether or not the text ends with a newline; an empty text has
+    none. Only the newline character ends a line; every other white space merely separates words.
     """
     lines = text.split("\n")
     if not lines[-1]:
@@ -121,8 +122,9 @@ class Vocabulary:
             token = self._ids.get(word, unknown)
             if token is None:
                 raise ValueError(
-                    f"a word is not in the closed vocabulary; expected one of its {self.size} entries, "
-                    f"found {word!r}; prepare the corpus that the text belongs to, or use byte pairs"
+                    f"a word is not in the closed vocabulary; expected one of its {self.size} "
+                    f"entries, found {word!r}; prepare the corpus that the text belongs to, or use "
+                    "byte pairs"
                 )
             tokens.append([token + 1])
         return tokens
@@ -132,7 +134,7 @@ class Vocabulary:
         return split_words(text)
 
     def token_text(self, token: int) -> str:
-        """Text of one token, for people: a byte-pair token that begins a word begins with a space."""
+        """Text of one token, for people; a byte pair that begins a word begins with a space."""
         if not 0 <= token < self.size:
             raise ValueError(
                 f"no such token; expected an id in [0, {self.size}), found {token}; "
@@ -141,8 +143,8 @@ class Vocabulary:
         if token == END_OF_LINE:
             return END_OF_LINE_TEXT
         if self.kind == "word":
-            return cast(str, self._tokenizer.id_to_token(token - 1))
-        return cast(str, self._tokenizer.decode([token - 1], skip_special_tokens=False))
+            return str(self._tokenizer.id_to_token(token - 1))
+        return self._tokenizer.decode([token - 1], skip_special_tokens=False)
 
     def save(self, path: Path | str) -> None:
         """Write the folder `path`: the tokenizer, and a description with the kind and the size."""
@@ -183,8 +185,8 @@ class Vocabulary:
 def learn_bpe(texts: Iterable[str], size: int) -> Vocabulary:
     """Learn byte pairs (Sennrich et al. 2016, on bytes) from whitespace words.
 
-    Every word is tokenised on its own, beginning with a marker of the space before it. All 256 bytes
-    are tokens, so nothing is unknown, and there are no special tokens.
+    Every word is tokenised on its own, beginning with a marker of the space before it. All 256
+    bytes are tokens, so nothing is unknown, and there are no special tokens.
 
     Args:
         texts: training texts only.
@@ -219,8 +221,8 @@ def closed_words(texts: Iterable[str], *, add_unknown: bool, minimum_count: int 
     Args:
         texts: texts whose words make the vocabulary.
         add_unknown: add "<unk>", which then stands for every other word.
-        minimum_count: leave out words that occur less often; with 2 and `add_unknown`, the words met
-            once teach a model what "<unk>" is.
+        minimum_count: leave out words that occur less often; with 2 and `add_unknown`, the words
+            met once teach a model what "<unk>" is.
     """
     counts = Counter(word for text in texts for word in text.split())
     kept = [word for word, count in counts.items() if count >= minimum_count]
