@@ -1,26 +1,34 @@
 """How the plots look: one colour and marker a method, sizes, and how figures are saved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
+from metalm.analysis.bootstrap import Interval
 from metalm.analysis.plain_text import in_plot
-from metalm.analysis.scores import Scores
+from metalm.analysis.scores import FloatArray, Scores
 
-# Okabe and Ito's palette, told apart with all common forms of colour blindness; the yellow, which is
-# faint on white, comes last.
+# After Okabe and Ito's palette, told apart with all common forms of colour blindness; its yellow,
+# faint on white, is darkened and comes last, and its black is left to the methods at rest.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#C4B000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-STATIC_GREYS = ("#333333", "#8A8A8A")
+GREYS = ("#333333", "#8A8A8A")
+GREY_DASHES = ("-", ":")
 WITH_CACHE = " + cache"
+INK = "#333333"
 DOTS_PER_INCH = 150
+PANEL_WIDTH, PANEL_HEIGHT = 6.2, 4.9
 
-SETTINGS = {
+# Any: matplotlib's own types of the keys differ from version to version.
+SETTINGS: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "axes.titlesize": 11,
@@ -56,22 +64,20 @@ def looks(scores: Sequence[Scores]) -> dict[str, Look]:
     methods without adaptation are grey.
     """
     methods = list(dict.fromkeys(m for s in scores for m in s.methods))
-    still = {m for s in scores for m in s.methods if s.baselines[m] == m}
-    families = list(dict.fromkeys(_family(m, methods) for m in methods if m not in still))
+    at_rest = [m for m in methods if any(s.baselines.get(m) == m for s in scores)]
+    families = list(dict.fromkeys(_family(m, methods) for m in methods if m not in at_rest))
     chosen = {}
-    for method in methods:
-        if method in still:
-            grey = STATIC_GREYS[sorted(still, key=methods.index).index(method) % len(STATIC_GREYS)]
-            chosen[method] = Look(grey, ".", "-", grey)
-            continue
+    for place, method in enumerate(at_rest):
+        grey = GREYS[place % len(GREYS)]
+        chosen[method] = Look(grey, ".", GREY_DASHES[place % len(GREY_DASHES)], grey)
+    for method in (m for m in methods if m not in at_rest):
         family = _family(method, methods)
         place = families.index(family)
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         hollow = method != family
-        chosen[method] = Look(
-            colour, marker, "--" if hollow else "-", "white" if hollow else colour
-        )
-    return chosen
+        dashes, face = ("--", "white") if hollow else ("-", colour)
+        chosen[method] = Look(colour, marker, dashes, face)
+    return {method: chosen[method] for method in methods}
 
 
 def _family(method: str, methods: Sequence[str]) -> str:
@@ -86,9 +92,19 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def new_panels(modes: Mapping[str, object], label: str) -> tuple[Figure, list[Axes]]:
+    """One panel a reading mode, side by side, with one vertical axis named `label`."""
+    figure = new_figure(PANEL_WIDTH * max(len(modes), 1.25), PANEL_HEIGHT)
+    axes = list(figure.subplots(1, len(modes), sharey=True, squeeze=False)[0])
+    axes[0].set_ylabel(label)
+    for axis, mode in zip(axes, modes, strict=True):
+        axis.set_title(f"reading mode: {in_plot(mode)}", loc="left")
+    return figure, axes
+
+
 def place_legend(figure: Figure, axes: Sequence[Axes], columns: int = 4) -> None:
     """One legend for all panels, below them."""
-    entries: dict[str, object] = {}
+    entries: dict[str, Artist] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
@@ -102,14 +118,79 @@ def place_legend(figure: Figure, axes: Sequence[Axes], columns: int = 4) -> None
         )
 
 
-def name_of(method: str) -> str:
-    """A method's name as the plots show it."""
-    return in_plot(method)
+def draw_line(
+    axis: Axes, places: FloatArray, values: ArrayLike, look: Look, method: str, joined: bool = True
+) -> None:
+    """Marks of one method, joined by its line or not, entered into the legend by its name."""
+    axis.plot(
+        places,
+        np.asarray(values, np.float64),
+        color=look.colour,
+        linestyle=look.dashes if joined else "none",
+        marker=look.marker,
+        markerfacecolor=look.face,
+        markersize=5.5,
+        linewidth=1.6,
+        label=in_plot(method),
+    )
+
+
+def draw_bars(axis: Axes, places: FloatArray, intervals: Sequence[Interval], look: Look) -> None:
+    """Vertical bars over the intervals that have bounds."""
+    for place, interval in zip(places, intervals, strict=True):
+        if interval.low is not None and interval.high is not None:
+            axis.vlines(place, interval.low, interval.high, color=look.colour, linewidth=1.3)
+
+
+def side_by_side(number: int) -> FloatArray:
+    """Shifts that put the marks of `number` methods beside one another in a place one wide."""
+    reach = min(0.28, 0.06 * (number - 1))
+    return np.linspace(-reach, reach, number)
+
+
+def draw_zero(axis: Axes) -> None:
+    """The line of no gain."""
+    axis.axhline(0, color=INK, linewidth=1)
+
+
+def name_places(axis: Axes, rows: Mapping[str, Sequence[str]], named: bool) -> None:
+    """Label the places 0, 1, 2 ... with several rows of text.
+
+    Args:
+        axis: a panel whose horizontal axis counts places.
+        rows: name of the row -> its texts [places]; the first row needs no name.
+        named: whether to write the rows' names, left of the panel.
+    """
+    columns = zip(*rows.values(), strict=True)
+    labels = ["\n".join(column) for column in columns]
+    axis.set_xticks(np.arange(len(labels)), labels, linespacing=1.35)
+    axis.tick_params(axis="x", length=0)
+    if named:
+        axis.annotate(
+            "\n".join(rows),
+            (0, 0),
+            xytext=(-6, -3.5),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=SETTINGS["xtick.labelsize"],
+            linespacing=1.35,
+            color="#555555",
+        )
+
+
+def count_text(number: int) -> str:
+    """A count in at most five signs or so, such as 980, 7.7k or 120k."""
+    if number < 1000:
+        return str(number)
+    thousands = number / 1000
+    return f"{thousands:.1f}k" if thousands < 99.95 else f"{thousands:,.0f}k"
 
 
 def save_figure(figure: Figure, stem: Path) -> None:
     """Write stem.png and stem.svg; the same figure gives the same bytes."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
+    with matplotlib.rc_context(SETTINGS):
         figure.savefig(stem.with_suffix(".png"), dpi=DOTS_PER_INCH, metadata={"Software": None})
         figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})

@@ -1,13 +1,14 @@
 """Paired differences with intervals from a bootstrap over articles.
 
-Words of one article are not independent, so articles are what is drawn again (a cluster bootstrap),
-with everything that belongs to them. Every statistic is a ratio of sums: with nats S_i and words N_i
-of article i, and c_i the number of times a resample drew it, the statistic is
+Words of one article are not independent, so articles are what is drawn again, with everything that
+belongs to them (a cluster bootstrap). Every statistic is a ratio of sums: with nats S_i and words
+N_i of article i, and c_i the number of times a resample drew it, the statistic is
 sum_i c_i S_i / sum_i c_i N_i. Hence only sums per article are needed, and all resamples of many
 statistics are one matrix product.
 """
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -159,9 +160,21 @@ def perplexity_ratio(scores: Scores, method: str, rival: str) -> Interval:
 
 def _resample_counts(num_articles: int, num_resamples: int, seed: int) -> Iterator[FloatArray]:
     """How often each article is drawn, [some resamples, articles] at a time to bound the memory."""
+    if num_articles * num_resamples <= COUNTS_AT_ONCE:
+        yield _all_counts(num_articles, num_resamples, seed)
+        return
     generator = np.random.default_rng(seed)
-    at_once = max(1, min(num_resamples, COUNTS_AT_ONCE // num_articles))
-    chances = np.full(num_articles, 1 / num_articles)
+    at_once = max(1, COUNTS_AT_ONCE // num_articles)
     for start in range(0, num_resamples, at_once):
-        size = min(at_once, num_resamples - start)
-        yield generator.multinomial(num_articles, chances, size=size).astype(np.float64)
+        yield _draw(generator, num_articles, min(at_once, num_resamples - start))
+
+
+@lru_cache(maxsize=2)
+def _all_counts(num_articles: int, num_resamples: int, seed: int) -> FloatArray:
+    """The resamples of a small split, kept since every statistic is taken on the same ones."""
+    return _draw(np.random.default_rng(seed), num_articles, num_resamples)
+
+
+def _draw(generator: np.random.Generator, num_articles: int, num_resamples: int) -> FloatArray:
+    chances = np.full(num_articles, 1 / num_articles)
+    return generator.multinomial(num_articles, chances, size=num_resamples).astype(np.float64)

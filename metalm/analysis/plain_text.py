@@ -1,4 +1,4 @@
-"""Untrusted text (titles, words, method names) made safe to show in a terminal, Markdown or plot."""
+"""Untrusted text (titles, words, names) made safe to show in a terminal, Markdown or a plot."""
 
 import unicodedata
 from functools import lru_cache
@@ -6,7 +6,8 @@ from functools import lru_cache
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 
-MARKDOWN_SIGNS = "\\`*_{}[]()<>#+-!|~$&@:"
+MARKDOWN_SIGNS = "\\`*_[]~$"
+MARKDOWN_ENTITIES = "<>&|@"
 
 
 def shown(text: str, limit: int = 60) -> str:
@@ -26,16 +27,24 @@ def shown(text: str, limit: int = 60) -> str:
 
 
 def in_markdown(text: str, limit: int = 60) -> str:
-    """Text as one Markdown cell: every sign with a meaning in Markdown or HTML is escaped."""
-    return "".join(
-        f"&#{ord(c)};" if c in "<>&|@:" else f"\\{c}" if c in MARKDOWN_SIGNS else c
+    r"""Text inside of a Markdown line or table cell: signs that mean something there are escaped.
+
+    Example:
+        >>> in_markdown("*a* | <b>")
+        '\\*a\\* &#124; &#60;b&#62;'
+    """
+    escaped = "".join(
+        f"&#{ord(c)};" if c in MARKDOWN_ENTITIES else f"\\{c}" if c in MARKDOWN_SIGNS else c
         for c in shown(text, limit)
     )
+    return escaped.replace("://", ":&#47;/")
 
 
 def in_plot(text: str, limit: int = 40) -> str:
-    """Text that the plot font can draw; other characters become question marks."""
-    return "".join(c if ord(c) in _drawable() else "?" for c in shown(text, limit))
+    """Text that the plot font can draw, without mathematics; other characters become "?"."""
+    drawn = "".join(c if ord(c) in _drawable() else "?" for c in shown(text, limit))
+    # Matplotlib keeps labels that begin with an underscore out of legends.
+    return (" " + drawn if drawn.startswith("_") else drawn).replace("$", r"\$")
 
 
 @lru_cache(maxsize=1)

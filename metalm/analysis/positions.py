@@ -5,8 +5,9 @@ the plain perplexities: the gain, which compares methods on identical words, and
 articles that are all present in every bin.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from metalm.analysis.bootstrap import (
 from metalm.analysis.scores import FloatArray, IntArray, Scores, exponential
 
 FIRST_EDGE = 128
+LAST_EDGE = 8192
 COHORT_LENGTH = 2048
 COHORT_ARTICLES = 10
 
@@ -36,24 +38,31 @@ class ByPosition:
     perplexity: dict[str, tuple[float, ...]]
     """Method -> perplexity per word [bins]."""
     gain: dict[str, tuple[Interval, ...]]
-    """Adaptive method -> nats per word saved against its baseline [bins]."""
+    """Method -> nats per word saved against what it is compared with [bins]."""
     growth: dict[str, Interval | None]
-    """Adaptive method -> gain in the last bin minus gain in the first; None with a single bin."""
+    """Method -> gain in the last bin minus gain in the first; None with a single bin."""
+    against: dict[str, str]
+    """Method -> the method that its gain is measured against."""
     cohort_length: int | None
     """Only articles of at least this many words, read up to here; None: all words of all."""
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Readable bin names such as "512-1K" [bins]."""
-        pairs = zip(self.edges[:-1], self.edges[1:], strict=True)
-        return tuple(f"{_short(low)}–{_short(high)}" for low, high in pairs)
+        return tuple(
+            f"{short(low)}+" if low == LAST_EDGE else f"{short(low)}–{short(high)}"
+            for low, high in pairwise(self.edges)
+        )
 
 
 def bin_edges(longest: int) -> tuple[int, ...]:
-    """Edges 0, 128, 256, 512, ... up to the first that is no less than the longest article."""
+    """Edges 0, 128, 256, ... up to the first that is no less than the longest article.
+
+    Beyond 8192 words there is one last bin, which ends with the longest article.
+    """
     edges = [0, FIRST_EDGE]
     while edges[-1] < longest:
-        edges.append(2 * edges[-1])
+        edges.append(2 * edges[-1] if edges[-1] < LAST_EDGE else longest)
     return tuple(edges)
 
 
@@ -73,13 +82,17 @@ def choose_cohort_length(num_words: Sequence[int] | IntArray) -> int | None:
     return None
 
 
-def by_position(scores: Scores, *, cohort_length: int | None = None) -> ByPosition:
+def by_position(
+    scores: Scores, *, cohort_length: int | None = None, against: Mapping[str, str] | None = None
+) -> ByPosition:
     """Perplexity and gain in bins of word position that double in width.
 
     Args:
         scores: the scores of a split.
         cohort_length: if given, only articles of at least this many words, and only their first
             `cohort_length` words, so that every bin holds the same articles.
+        against: method -> the method that its gain is measured against (default: every adaptive
+            method against its own baseline).
 
     Raises:
         ValueError: if no article is long enough.
@@ -100,7 +113,8 @@ def by_position(scores: Scores, *, cohort_length: int | None = None) -> ByPositi
         method: np.stack([_bin_sums(a.losses[method][:last], edges) for a in chosen], axis=1)
         for method in scores.methods
     }
-    saved = {method: nats[scores.baselines[method]] - nats[method] for method in scores.adaptive}
+    pairs = {m: scores.baselines[m] for m in scores.adaptive} if against is None else dict(against)
+    saved = {method: nats[other] - nats[method] for method, other in pairs.items()}
     return ByPosition(
         edges=edges,
         num_articles=tuple(int(n) for n in (words > 0).sum(axis=1)),
@@ -111,12 +125,13 @@ def by_position(scores: Scores, *, cohort_length: int | None = None) -> ByPositi
         },
         gain={method: tuple(ratio_intervals(sums, words)) for method, sums in saved.items()},
         growth={method: _growth(sums, words) for method, sums in saved.items()},
+        against=pairs,
         cohort_length=cohort_length,
     )
 
 
 def _growth(saved: FloatArray, words: FloatArray) -> Interval | None:
-    """Gain in the last bin minus gain in the first, both resampled together; sums [bins, articles]."""
+    """Gain in the last bin minus that in the first, resampled together; sums [bins, articles]."""
     if len(words) < 2:
         return None
     ends = [0, -1]
@@ -133,5 +148,6 @@ def _bin_sums(values: FloatArray, edges: tuple[int, ...]) -> FloatArray:
     return np.diff(at_edges)
 
 
-def _short(number: int) -> str:
+def short(number: int) -> str:
+    """A position in words, with K for 1024 from there on."""
     return str(number) if number < 1024 else f"{number // 1024}K"

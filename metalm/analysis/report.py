@@ -4,14 +4,18 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from metalm.analysis.appearance import save_figure
 from metalm.analysis.plain_text import in_markdown
-from metalm.analysis.plots import CAPTIONS, draw_all, save_figure
+from metalm.analysis.plots import CAPTIONS, draw_all
 from metalm.analysis.results import SCHEMA, Results, as_json, compute, mode_as_json
 from metalm.analysis.scores import Scores, write_at_once
+from metalm.analysis.succession import Succession, letter
 from metalm.analysis.tables import (
     Cost,
     articles_grid,
     cost_grid,
+    denominators_grid,
+    growth_grid,
     rivals_grid,
     summary_grid,
     to_markdown,
@@ -81,16 +85,12 @@ def _page(
 ) -> str:
     parts = ["# What was remembered while reading\n", _code(command)]
     for mode, of_mode in results.items():
-        parts += [f"## Reading mode: {in_markdown(mode)}\n"]
-        parts += [to_markdown(summary_grid(of_mode.scores, mode))]
-        if of_mode.scores.ours and of_mode.scores.rivals:
-            parts += ["Perplexity over that of each rival, with 95 % intervals:\n"]
-            parts += [to_markdown(rivals_grid(of_mode.scores, mode))]
-        if cost.get(mode):
-            parts += ["Cost of reading:\n", to_markdown(cost_grid(cost[mode], mode))]
+        parts += [f"## Reading mode: {in_markdown(mode)}\n", *_tables(mode, of_mode, cost)]
     for name in plots:
-        parts += [f"## {CAPTIONS[name].title}\n", f"![{CAPTIONS[name].title}](plots/{name}.png)\n"]
-        parts += [CAPTIONS[name].text + "\n"]
+        title, text = CAPTIONS[name]
+        parts += [f"## {title}\n", f"![{title}](plots/{name}.png)\n", text + "\n"]
+        if name == "gain_along_articles":
+            parts += [_letters(next(iter(results.values())).succession)]
     for mode, of_mode in results.items():
         parts += [f"## Articles, reading mode: {in_markdown(mode)}\n"]
         parts += [to_markdown(articles_grid(of_mode.scores, mode))]
@@ -98,6 +98,29 @@ def _page(
     parts += ["## Configuration\n", _code(settings)]
     parts += ["All numbers are in [results.json](results.json), which documents its own fields.\n"]
     return "\n".join(parts)
+
+
+def _tables(mode: str, results: Results, cost: Mapping[str, Cost]) -> list[str]:
+    grids = [summary_grid(results.scores, mode)]
+    if results.by_position_rivals is not None:
+        grids += [rivals_grid(results.scores, mode)]
+    if results.scores.adaptive:
+        grids += [growth_grid(results.by_position_cohort or results.by_position, mode)]
+    grids += [denominators_grid(results.scores, mode)]
+    if cost.get(mode):
+        grids += [cost_grid(cost[mode], mode)]
+    return [
+        part for grid in grids for part in (f"**{in_markdown(grid.title)}**\n", to_markdown(grid))
+    ]
+
+
+def _letters(course: Succession) -> str:
+    """Which article each letter stands for."""
+    named = (
+        f"{letter(index)}: {in_markdown(title)} ({end - start:,} words)"
+        for index, (title, (start, end)) in enumerate(zip(course.titles, course.spans, strict=True))
+    )
+    return f"Mean over {course.window:,} words. " + "; ".join(named) + ".\n"
 
 
 def _code(text: str) -> str:

@@ -12,17 +12,23 @@ from metalm.analysis.positions import ByPosition, by_position, choose_cohort_len
 from metalm.analysis.scores import Scores
 from metalm.analysis.seen import ByGroup, by_last_use, by_seen
 from metalm.analysis.succession import Succession, along_articles
-from metalm.analysis.summary import Row, best_rival, compare_with_rivals, summarise
+from metalm.analysis.summary import (
+    Row,
+    best_rival,
+    compare_with_rivals,
+    matched_rival,
+    summarise,
+)
 
 Json: TypeAlias = Any
 
 SCHEMA = {
     "format": "metalm results 1",
-    "units": "perplexity is per word (non-space runs, plus one end of line a line); gain is nats per "
-    "word saved against the method's baseline on the same words; lengths are in words; "
+    "units": "perplexity is per word (non-space runs, plus one end of line a line); gain is nats "
+    "per word saved against the method's baseline on the same words; lengths are in words; "
     "tokens_per_second and peak_memory_bytes as their names say; null means undefined",
-    "interval": f"an object with estimate, low, high: {LEVEL:.0%} interval, expanded percentiles of "
-    f"{NUM_RESAMPLES} bootstrap resamples of the articles, seed {SEED}; low and high are null "
+    "interval": f"an object with estimate, low, high: {LEVEL:.0%} interval, expanded percentiles "
+    f"of {NUM_RESAMPLES} bootstrap resamples of the articles, seed {SEED}; low and high are null "
     "where fewer than two articles contribute",
     "modes.*.summary": "one object a method: figures of the whole split",
     "modes.*.ratio_to_rivals": "method of ours -> rival -> interval of the ratio of perplexities",
@@ -30,6 +36,8 @@ SCHEMA = {
     "< edges[b+1]; growth is the gain in the last bin minus the gain in the first",
     "modes.*.by_position_cohort": "the same for articles of at least cohort_length words, up to "
     "there, so that all bins hold the same articles; null if too few are long enough",
+    "modes.*.by_position_rivals": "bins as by_position, where gain is against the best rival with "
+    "the same means (field against); null if there are no rivals",
     "modes.*.by_seen": "words new to their article, used before in it, or neither",
     "modes.*.by_last_use": "words used before, by how many words ago they were last used",
     "modes.*.succession": "which consecutive articles the plot of the gain follows; boundaries in "
@@ -53,6 +61,8 @@ class Results:
     """All words of all articles."""
     by_position_cohort: ByPosition | None
     """The cohort of long articles; None if too few are long."""
+    by_position_rivals: ByPosition | None
+    """Ours against the best rival of the same means; None without ours or rivals."""
     by_seen: ByGroup
     """New words and words seen before."""
     by_last_use: ByGroup
@@ -64,14 +74,17 @@ class Results:
 def compute(scores: Scores) -> Results:
     """Compute everything that the report shows about one reading mode."""
     cohort_length = choose_cohort_length(scores.num_words)
+    ratio_to_rivals = compare_with_rivals(scores)
+    against = {m: matched_rival(scores, m) for m in ratio_to_rivals if scores.rivals}
     return Results(
         scores=scores,
         summary=summarise(scores),
-        ratio_to_rivals=compare_with_rivals(scores),
+        ratio_to_rivals=ratio_to_rivals,
         by_position=by_position(scores),
         by_position_cohort=(
             None if cohort_length is None else by_position(scores, cohort_length=cohort_length)
         ),
+        by_position_rivals=by_position(scores, against=against) if against else None,
         by_seen=by_seen(scores),
         by_last_use=by_last_use(scores),
         succession=along_articles(scores),

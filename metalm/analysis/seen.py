@@ -5,11 +5,13 @@ The distance since a word's last use tells for how long a method remembers.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metalm.analysis.bootstrap import Interval, ratio_intervals
+from metalm.analysis.positions import short
 from metalm.analysis.scores import END_OF_LINE, UNKNOWN, Scores, exponential
 
 DISTANCES = (32, 128, 512, 2048)
@@ -65,9 +67,9 @@ def by_last_use(scores: Scores) -> ByGroup:
         distances = last_use(article.words)
         group = np.searchsorted(DISTANCES, distances, side="right")
         groups.append(np.where((distances == 0) | _nameless(article.words), -1, group))
-    names = ["< " + str(DISTANCES[0])]
-    names += [f"{low}–{high}" for low, high in zip(DISTANCES[:-1], DISTANCES[1:], strict=True)]
-    return _by_group(scores, groups, (*names, f"≥ {DISTANCES[-1]}"))
+    between = (f"{short(low)}–{short(high)}" for low, high in pairwise(DISTANCES))
+    names = (f"< {short(DISTANCES[0])}", *between, f"≥ {short(DISTANCES[-1])}")
+    return _by_group(scores, groups, names)
 
 
 def _nameless(words: list[str]) -> NDArray[np.bool_]:

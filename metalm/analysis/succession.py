@@ -1,6 +1,8 @@
 """The gain while several articles are read one after the other, with their boundaries."""
 
 from dataclasses import dataclass
+from itertools import pairwise
+from string import ascii_uppercase
 
 import numpy as np
 
@@ -22,6 +24,11 @@ class Succession:
     """Width of the running mean, in words."""
     gain: dict[str, FloatArray]
     """Adaptive method -> running mean of the nats saved a word [words read]."""
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """First word and one past the last word of each article [articles]."""
+        return tuple((int(start), int(end)) for start, end in pairwise(self.boundaries))
 
 
 def along_articles(
@@ -58,6 +65,12 @@ def along_articles(
             for method in scores.adaptive
         },
     )
+
+
+def letter(index: int) -> str:
+    """Name of an article in the row: A, B, C ... Z, then A1, B1 ..."""
+    turn, place = divmod(index, len(ascii_uppercase))
+    return ascii_uppercase[place] + (str(turn) if turn else "")
 
 
 def running_mean(values: FloatArray, window: int) -> FloatArray:

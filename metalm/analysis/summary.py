@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from metalm.analysis.bootstrap import Interval, gain, perplexity_ratio
 from metalm.analysis.scores import Scores
 
+CACHE = "cache"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -31,6 +33,16 @@ def best_rival(scores: Scores) -> str:
     return min(scores.rivals or scores.methods, key=scores.perplexity)
 
 
+def matched_rival(scores: Scores, method: str) -> str:
+    """The best rival with the same means: without a cache for a method without one, else any.
+
+    A method has a cache if its name says "cache". If no such rival exists, the best of all.
+    """
+    rivals = scores.rivals or scores.methods
+    matched = [r for r in rivals if CACHE in method or CACHE not in r]
+    return min(matched or rivals, key=scores.perplexity)
+
+
 def summarise(scores: Scores) -> list[Row]:
     """One row for each method, in the order of the methods."""
     rival = best_rival(scores)
@@ -49,8 +61,9 @@ def summarise(scores: Scores) -> list[Row]:
 
 
 def compare_with_rivals(scores: Scores) -> dict[str, dict[str, Interval]]:
-    """Perplexity of each of ours over that of each rival: ours -> rival -> ratio."""
+    """Perplexity of each of ours that adapts over that of each rival: ours -> rival -> ratio."""
     return {
         method: {rival: perplexity_ratio(scores, method, rival) for rival in scores.rivals}
         for method in scores.ours
+        if method in scores.adaptive
     }

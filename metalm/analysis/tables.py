@@ -4,18 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from metalm.analysis.bootstrap import Interval
 from metalm.analysis.plain_text import in_markdown, shown
-from metalm.analysis.scores import Scores
+from metalm.analysis.positions import ByPosition
+from metalm.analysis.scores import STATIC, Scores
 from metalm.analysis.summary import best_rival, compare_with_rivals, summarise
 
 Cost = Mapping[str, Mapping[str, float]]
 ABSENT = "—"
 LONGEST_NAME = 80
+LONGEST_NOTE = 800
 
 
 class Grid(NamedTuple):
@@ -23,52 +26,77 @@ class Grid(NamedTuple):
 
     title: str
     header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     note: str = ""
 
 
 def summary_grid(scores: Scores, mode: str) -> Grid:
-    """One row a method: perplexities per word, gain with interval, ratio to the best rival."""
-    rows = []
-    for row in summarise(scores):
-        rows.append(
-            (
-                row.method,
-                _perplexity(row.perplexity),
-                _perplexity(row.perplexity_without_unknown),
-                _perplexity(row.article_weighted_perplexity),
-                ABSENT if row.gain is None else f"{row.gain.estimate:.3f}",
-                ABSENT if row.gain is None else _bounds(row.gain),
-                ABSENT if row.gain is None else row.baseline,
-                f"{row.ratio_to_best_rival.estimate:.3f} {_bounds(row.ratio_to_best_rival)}",
-            )
+    """One row a method: perplexity per word, gain with interval, ratio to the best rival."""
+    rows = [
+        (
+            row.method,
+            _perplexity(row.perplexity),
+            ABSENT if row.gain is None else interval_text(row.gain),
+            f"{row.ratio_to_best_rival.estimate:.3f}",
         )
-    header = (
-        "method",
-        "perplexity",
-        "without <unk>",
-        "article-weighted",
-        "gain",
-        "95 % interval",
-        "against",
-        "ratio to the best rival",
-    )
-    note = (
+        for row in summarise(scores)
+    ]
+    header = ("method", "perplexity", "gain [95 % interval]", "of best rival")
+    return Grid(f"Reading mode: {mode}", header, rows, summary_note(scores))
+
+
+def summary_note(scores: Scores) -> str:
+    """What the figures of the summary count, and what each gain is measured against."""
+    own = {m: b for m, b in scores.baselines.items() if m != b and b != STATIC}
+    exceptions = "".join(f" {m}: against {b}." for m, b in own.items())
+    return (
         f"{len(scores.articles):,} articles, {scores.num_words.sum():,} words, ends of lines "
-        f"included ({scores.num_unknown:,} <unk>). Perplexity per word; gain in nats per word. "
-        f"Intervals: bootstrap over articles. Best rival: {best_rival(scores)}."
+        f"included. Perplexity per word; gain in nats per word against {STATIC}, intervals from a "
+        f"bootstrap over articles.{exceptions} Best rival: {best_rival(scores)}."
     )
-    return Grid(f"reading mode: {mode}", header, rows, note)
+
+
+def denominators_grid(scores: Scores, mode: str) -> Grid:
+    """One row a method: the perplexity under other ways to count."""
+    rows = [
+        (
+            row.method,
+            _perplexity(row.perplexity),
+            _perplexity(row.perplexity_without_unknown),
+            _perplexity(row.article_weighted_perplexity),
+        )
+        for row in summarise(scores)
+    ]
+    header = ("method", "all words", "without <unk>", "articles weighted alike")
+    note = f"{scores.num_unknown:,} of {scores.num_words.sum():,} words are <unk>."
+    return Grid(f"Perplexity per word, other ways to count: {mode}", header, rows, note)
 
 
 def rivals_grid(scores: Scores, mode: str) -> Grid:
     """Perplexity of each of ours over that of each rival, with 95 % intervals; a row a rival."""
     ratios = compare_with_rivals(scores)
     rows = [
-        (rival, *(f"{ratios[m][rival].estimate:.3f} {_bounds(ratios[m][rival])}" for m in ratios))
+        (rival, *(interval_text(of_rival[rival]) for of_rival in ratios.values()))
         for rival in scores.rivals
     ]
-    return Grid(f"perplexity over that of each rival, {mode}", ("rival", *ratios), rows)
+    return Grid(f"Perplexity over that of each rival: {mode}", ("rival", *ratios), rows)
+
+
+def growth_grid(bins: ByPosition, mode: str) -> Grid:
+    """One row a method: gain in the first and the last bin of position, and the difference."""
+    rows = [
+        (
+            method,
+            interval_text(gains[0]),
+            interval_text(gains[-1]),
+            ABSENT if growth is None else interval_text(growth),
+        )
+        for (method, gains), growth in zip(bins.gain.items(), bins.growth.values(), strict=True)
+    ]
+    header = ("method", f"words {bins.labels[0]}", f"words {bins.labels[-1]}", "growth")
+    note = f"Gain in nats per word; {bins.num_articles[0]:,} articles in the first bin, "
+    note += f"{bins.num_articles[-1]:,} in the last."
+    return Grid(f"Growth of the gain along the article: {mode}", header, rows, note)
 
 
 def articles_grid(scores: Scores, mode: str) -> Grid:
@@ -110,20 +138,27 @@ def cost_grid(cost: Cost, mode: str, baseline: str = "static") -> Grid:
     header = (
         "method",
         "tokens/s",
-        "against static",
-        "peak memory (MiB)",
-        "against static",
+        "of static",
+        "peak MiB",
+        "of static",
         "fallbacks",
     )
-    note = "Fallbacks: how often fast weights blew up and an article fell back to the slow ones."
-    return Grid(f"cost of reading, {mode}", header, rows, note)
+    note = "Peak memory in MiB. Fallbacks: how often fast weights blew up and an article fell back to the slow ones."
+    return Grid(f"Cost of reading: {mode}", header, rows, note)
 
 
 def to_rich(grid: Grid) -> Table:
     """The table for a terminal; markup and control signs in the cells have no effect."""
-    table = Table(title=Text(shown(grid.title)), caption=Text(shown(grid.note, 500)))
+    table = Table(
+        title=Text(shown(grid.title)),
+        caption=Text(shown(grid.note, LONGEST_NOTE)) if grid.note else None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
     for index, name in enumerate(grid.header):
-        table.add_column(Text(shown(name)), justify="left" if index == 0 else "right")
+        table.add_column(
+            Text(shown(name)), justify="left" if index == 0 else "right", no_wrap=index == 0
+        )
     for row in grid.rows:
         table.add_row(*(Text(shown(cell)) for cell in row))
     return table
@@ -137,7 +172,7 @@ def to_markdown(grid: Grid) -> str:
 
     rule = "|---|" + "---:|" * (len(grid.header) - 1)
     lines = [line(grid.header), rule, *(line(row) for row in grid.rows)]
-    return "\n".join([*lines, "", in_markdown(grid.note, 500)]).rstrip() + "\n"
+    return "\n".join([*lines, "", in_markdown(grid.note, LONGEST_NOTE)]).rstrip() + "\n"
 
 
 def print_tables(
@@ -149,7 +184,7 @@ def print_tables(
     screen = console or Console()
     for mode, of_mode in scores.items():
         screen.print(to_rich(summary_grid(of_mode, mode)))
-        if of_mode.ours and of_mode.rivals:
+        if compare_with_rivals(of_mode) and of_mode.rivals:
             screen.print(to_rich(rivals_grid(of_mode, mode)))
         if cost and cost.get(mode):
             screen.print(to_rich(cost_grid(cost[mode], mode)))
@@ -161,10 +196,11 @@ def _perplexity(value: float | None) -> str:
     return f"{value:.2f}" if value < 10_000 else f"{value:.3g}"
 
 
-def _bounds(interval: Interval) -> str:
+def interval_text(interval: Interval) -> str:
+    """An estimate with its bounds in brackets; without bounds where there is no interval."""
     if interval.low is None or interval.high is None:
-        return f"[{ABSENT}, {ABSENT}]"
-    return f"[{interval.low:.3f}, {interval.high:.3f}]"
+        return f"{interval.estimate:.3f}"
+    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _number(value: float | None, form: str, scale: float = 1.0) -> str:

@@ -1,0 +1,126 @@
+"""Plots of whole articles and of groups of words, one panel a reading mode."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from metalm.analysis.appearance import (
+    INK,
+    Look,
+    count_text,
+    draw_bars,
+    draw_line,
+    draw_zero,
+    name_places,
+    new_figure,
+    new_panels,
+    place_legend,
+    side_by_side,
+)
+from metalm.analysis.plain_text import in_plot
+from metalm.analysis.position_plots import GAIN_LABEL
+from metalm.analysis.positions import short
+from metalm.analysis.results import Results
+from metalm.analysis.succession import Succession, letter
+
+MOST_POINTS = 1500
+
+
+def gain_along_articles(results: Mapping[str, Results], drawn: Mapping[str, Look]) -> Figure:
+    """Running gain along consecutive articles, with boundaries and letters."""
+    figure = new_figure(11, 1.2 + 3.1 * len(results))
+    axes = list(figure.subplots(len(results), 1, sharey=True, squeeze=False)[:, 0])
+    for axis, (mode, of_mode) in zip(axes, results.items(), strict=True):
+        _draw_succession(axis, of_mode.succession, drawn)
+        axis.set_title(f"reading mode: {in_plot(mode)}", loc="left", pad=18)
+        axis.set_ylabel("gain over static\n(nats per word)")
+    axes[-1].set_xlabel("words read")
+    place_legend(figure, axes)
+    return figure
+
+
+def _draw_succession(axis: Axes, course: Succession, drawn: Mapping[str, Look]) -> None:
+    total = int(course.boundaries[-1])
+    step = max(1, total // MOST_POINTS)
+    for method, gains in course.gain.items():
+        look = drawn[method]
+        label: str | None = in_plot(method)
+        for start, end in course.spans:
+            read = np.arange(start, end, step)
+            axis.plot(read, gains[read], look.dashes, color=look.colour, linewidth=1.3, label=label)
+            label = None
+    draw_zero(axis)
+    for boundary in course.boundaries[1:-1]:
+        axis.axvline(boundary, color=INK, linewidth=0.9, linestyle=":")
+    for index, (start, end) in enumerate(course.spans):
+        axis.annotate(
+            letter(index),
+            ((start + end) / 2, 1.01),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="bottom",
+            weight="bold",
+        )
+    axis.grid(visible=False, axis="x")
+    axis.set_xlim(0, total)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def gain_by_article(results: Mapping[str, Results], drawn: Mapping[str, Look]) -> Figure:
+    """Each article's gain against its length, a mark an article and method."""
+    figure, axes = new_panels(results, GAIN_LABEL)
+    for axis, of_mode in zip(axes, results.values(), strict=True):
+        scores = of_mode.scores
+        for method in scores.adaptive:
+            look = drawn[method]
+            saved = scores.nats(scores.baselines[method]) - scores.nats(method)
+            axis.scatter(
+                scores.num_words,
+                saved / scores.num_words,
+                s=22,
+                marker=look.marker,
+                facecolor=look.face,
+                edgecolor=look.colour,
+                linewidth=1,
+                label=in_plot(method),
+                alpha=0.8,
+            )
+        draw_zero(axis)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(int(value))))
+        axis.set_xlabel("words in the article")
+    place_legend(figure, axes)
+    return figure
+
+
+def gain_seen_and_new(results: Mapping[str, Results], drawn: Mapping[str, Look]) -> Figure:
+    """Gain of new words, words seen before, and the latter by the distance to their last use."""
+    figure, axes = new_panels(results, GAIN_LABEL)
+    for axis, of_mode in zip(axes, results.values(), strict=True):
+        seen, ago = of_mode.by_seen, of_mode.by_last_use
+        for shift, method in zip(side_by_side(len(seen.gain)), seen.gain, strict=True):
+            gains = enumerate([*seen.gain[method][:2], *ago.gain[method]])
+            present = {place + shift: gain for place, gain in gains if gain is not None}
+            places = np.array(list(present), np.float64)
+            estimates = [gain.estimate for gain in present.values()]
+            draw_line(axis, places, estimates, drawn[method], method, joined=False)
+            draw_bars(axis, places, list(present.values()), drawn[method])
+        draw_zero(axis)
+        axis.axvline(1.5, color=INK, linewidth=0.9, linestyle=":")
+        axis.annotate(
+            "seen before, by words since the last use",
+            (1.6, 1.0),
+            xycoords=("data", "axes fraction"),
+            va="top",
+            fontsize=9,
+        )
+        words = [count_text(number) for number in (*seen.num_words[:2], *ago.num_words)]
+        rows = {"": [*seen.groups[:2], *ago.groups], "words": words}
+        name_places(axis, rows, axis is axes[0])
+        axis.set_xlim(-0.5, len(words) - 0.5)
+        axis.margins(y=0.09)
+    place_legend(figure, axes)
+    return figure
