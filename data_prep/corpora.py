@@ -6,22 +6,21 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from filelock import FileLock
 
-from data_prep import python_docs, wikitext
-from data_prep.prepared import TextSource, identity, not_writable, write
-from metalm.language.articles import read_manifest
+from data_prep import own_text, python_docs, synthetic, wikitext
+from data_prep.prepared import TextSource, identity, not_writable, tokenizer_identity, write
+from metalm.language.articles import MANIFEST, read_manifest
 from metalm.language.vocabulary import Kind
 
 NAMED: Mapping[str, Callable[[], TextSource]] = {
     "python-docs": python_docs.python_docs_source,
-    "wikitext-2": lambda: wikitext.hub_source("wikitext-2"),
-    "wikitext-103": lambda: wikitext.hub_source("wikitext-103"),
-    "wikitext-2-raw": lambda: wikitext.hub_source("wikitext-2-raw"),
-    "wikitext-103-raw": lambda: wikitext.hub_source("wikitext-103-raw"),
+    **{name: partial(wikitext.hub_source, name) for name in wikitext.HUB_CONFIGURATIONS},
+    "synthetic": synthetic.synthetic_source,
 }
 
 
@@ -29,10 +28,11 @@ def find_source(source: str) -> TextSource:
     """The text that a name or a path stands for.
 
     Args:
-        source: a key of `NAMED`; or a folder with the WikiText files wiki.*.tokens or wiki.*.raw.
+        source: a key of `NAMED`; or a folder with the WikiText files wiki.*.tokens or wiki.*.raw;
+            or a folder with .txt or .md files; or a .jsonl file with {"title", "text"} a line.
 
     Raises:
-        ValueError: it is neither; the message lists the names.
+        ValueError: it is none of them; the message lists the names.
     """
     if source in NAMED:
         return NAMED[source]()
@@ -41,6 +41,16 @@ def find_source(source: str) -> TextSource:
         files = wikitext.find_files(path)
         if files is not None:
             return wikitext.file_source(path, files)
+        texts = own_text.find_text_files(path)
+        if texts:
+            return own_text.folder_source(path, texts)
+        raise ValueError(
+            f"there is no text in the folder {path}; expected wiki.train.tokens, wiki.valid.tokens "
+            "and wiki.test.tokens (or .raw), or files ending in .txt or .md, found none of them; "
+            "check the path"
+        )
+    if path.suffix == ".jsonl" and path.is_file():
+        return own_text.json_lines_source(path)
     raise ValueError(
         f"unknown corpus; expected {', '.join(NAMED)}, a folder with WikiText files, a folder with "
         f".txt or .md files, or a .jsonl file, found {source!r}; check the spelling or the path"
@@ -57,7 +67,7 @@ def prepare(
     """Prepare a corpus, or find it prepared already.
 
     Args:
-        source: name or path, see `find_source`.
+        source: name or path, see `find_source`; or a folder that this function returned.
         tokenizer: "bpe" (learnt on the training split) or "word" (whole words).
         vocabulary_size: entries of the byte-pair vocabulary, the end of line included; whole words
             take as many as the text has.
@@ -75,6 +85,8 @@ def prepare(
             f"unknown tokenizer; expected one of {', '.join(get_args(Kind))}, found {tokenizer!r}; "
             "choose one of them"
         )
+    if (Path(source) / MANIFEST).is_file():
+        return _already_prepared(Path(source), tokenizer, vocabulary_size)
     text = find_source(source)
     name = f"{text.name}-{tokenizer}" + (str(vocabulary_size) if tokenizer == "bpe" else "")
     name = re.sub(r"[^\w.-]+", "-", name)
@@ -95,6 +107,17 @@ def prepare(
     return folder
 
 
+def _already_prepared(folder: Path, kind: Kind, size: int) -> Path:
+    found = read_manifest(folder)["identity"]["tokenizer"]
+    wanted = tokenizer_identity(kind, size)
+    if found != wanted:
+        raise ValueError(
+            f"{folder} is prepared with another tokenizer; expected {wanted}, found {found}; "
+            "ask for that one, or give the text itself"
+        )
+    return folder
+
+
 def _place(root: Path, name: str, wanted: dict[str, Any]) -> Path:
     """The plain name, unless another finished corpus lies there."""
     if _recorded(root / name) in (None, wanted):
@@ -104,9 +127,12 @@ def _place(root: Path, name: str, wanted: dict[str, Any]) -> Path:
 
 
 def _recorded(folder: Path) -> dict[str, Any] | None:
-    """What a finished folder says it was prepared from; None when it is unfinished or damaged."""
+    """What a finished folder says it was prepared from; None when it is unfinished or cut short."""
     try:
         manifest = read_manifest(folder)
-    except ValueError:
+        for name, recorded in manifest["files"].items():
+            if (folder / name).stat().st_size != recorded["bytes"]:
+                return None
+    except (ValueError, FileNotFoundError):
         return None
     return dict(manifest["identity"])

@@ -6,6 +6,7 @@ with the corpus. The manifest is written last and atomically: its presence means
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -179,7 +180,7 @@ def write(source: TextSource, folder: Path, kind: Kind, size: int) -> dict[str, 
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise not_writable(folder, error) from error
     except OSError as error:
-        if error.errno == 30:  # EROFS has no exception class of its own
+        if error.errno == errno.EROFS:  # it has no exception class of its own
             raise not_writable(folder, error) from error
         raise
     return manifest
@@ -187,8 +188,15 @@ def write(source: TextSource, folder: Path, kind: Kind, size: int) -> dict[str, 
 
 def identity(source: TextSource, kind: Kind, size: int) -> dict[str, Any]:
     """What tells one prepared corpus from another: the text and the tokenizer asked for (JSON)."""
-    tokenizer = {"kind": kind, "size": size} if kind == "bpe" else {"kind": kind}
-    return {"source": {"name": source.name, **source.identity}, "tokenizer": tokenizer}
+    return {
+        "source": {"name": source.name, **source.identity},
+        "tokenizer": tokenizer_identity(kind, size),
+    }
+
+
+def tokenizer_identity(kind: Kind, size: int) -> dict[str, Any]:
+    """The tokenizer asked for; whole words take no size (JSON)."""
+    return {"kind": kind, "size": size} if kind == "bpe" else {"kind": kind}
 
 
 def not_writable(folder: Path, error: OSError) -> ValueError:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ast
 import platform
-import random
 import re
 import sysconfig
 import tokenize
@@ -24,6 +23,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from data_prep.prepared import TextArticle, TextSource
+from data_prep.random_split import split_indices
+from metalm.language.articles import SPLITS
 from metalm.language.vocabulary import split_words
 
 # With fewer words there is little to remember; on Python 3.11.7 this leaves 220 articles.
@@ -32,9 +33,6 @@ MINIMUM_WORDS = 400
 REPEAT_WORDS = 8
 # With this seed the words, too, are split about 80 / 10 / 10 on Python 3.11.7.
 SHUFFLE_SEED = 2
-# Share of the articles, from the end of the shuffled list.
-VALID_SHARE = 0.1
-TEST_SHARE = 0.1
 
 WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
 # Installed packages, bundled copies and tests are not documentation of the library.
@@ -61,7 +59,7 @@ def python_docs_source() -> TextSource:
     return TextSource(
         name=f"python-docs-{version}",
         identity={"from": "this Python", "version": version, "minimum_words": MINIMUM_WORDS},
-        splits={split: partial(_split, split) for split in ("train", "valid", "test")},
+        splits={split: partial(_split, split) for split in SPLITS},
     )
 
 
@@ -121,20 +119,13 @@ def plain_text(text: str) -> str:
 
 
 @cache
-def _shuffled() -> tuple[TextArticle, ...]:
-    articles = read_articles(Path(sysconfig.get_path("stdlib")), MINIMUM_WORDS)
-    random.Random(SHUFFLE_SEED).shuffle(articles)
-    return tuple(articles)
+def _library_articles() -> tuple[TextArticle, ...]:
+    return tuple(read_articles(Path(sysconfig.get_path("stdlib")), MINIMUM_WORDS))
 
 
 def _split(split: str) -> Iterator[TextArticle]:
-    articles = _shuffled()
-    num_valid = max(1, round(VALID_SHARE * len(articles)))
-    num_test = max(1, round(TEST_SHARE * len(articles)))
-    num_train = len(articles) - num_valid - num_test
-    begin = {"train": 0, "valid": num_train, "test": num_train + num_valid}[split]
-    end = begin + {"train": num_train, "valid": num_valid, "test": num_test}[split]
-    return iter(articles[begin:end])
+    articles = _library_articles()
+    return (articles[index] for index in split_indices(len(articles), SHUFFLE_SEED)[split])
 
 
 def _docstrings_below(node: ast.AST) -> Iterator[str]:

@@ -265,7 +265,7 @@ def _open_split(folder: Path, split: str, recorded: dict[str, int]) -> ArticleSe
 def _differs(path: Path, expected: object, found: object, what: str) -> ValueError:
     return ValueError(
         f"{path} is not what its manifest says; expected {expected} {what}, found {found}; "
-        "prepare the corpus again"
+        "remove the folder and prepare the corpus again"
     )
 
 
