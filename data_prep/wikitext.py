@@ -27,12 +27,21 @@ HUB_CONFIGURATIONS = {
 }
 HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
-# Merity et al. 2016, table 1. Words include one end of line a line. The paper gives WikiText-103
-28,475 # training articles; no copy was at hand to check the rule for headings against that number,
-so it # refuses nothing. OFFICIAL = { "wikitext-2": Counts( articles={"train": 600, "valid": 60,
-"test": 60}, words={"train": 2_088_628, "valid": 217_646, "test": 245_569}, vocabulary=33_278, ),
-"wikitext-103": Counts( articles={"valid": 60, "test": 60}, words={"train": 103_227_021, "valid":
-217_646, "test": 245_569}, vocabulary=267_735, ), }
+# Merity et al. 2016, table 1; words include one end of line a line. The paper gives WikiText-103
+# 28,475 training articles; no copy was at hand to check the rule for headings against that number,
+# so it refuses nothing.
+OFFICIAL = {
+    "wikitext-2": Counts(
+        articles={"train": 600, "valid": 60, "test": 60},
+        words={"train": 2_088_628, "valid": 217_646, "test": 245_569},
+        vocabulary=33_278,
+    ),
+    "wikitext-103": Counts(
+        articles={"valid": 60, "test": 60},
+        words={"train": 103_227_021, "valid": 217_646, "test": 245_569},
+        vocabulary=267_735,
+    ),
+}
 
 
 def split_articles(lines: Iterable[str]) -> Iterator[TextArticle]:
