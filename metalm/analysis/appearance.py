@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from metalm.analysis.bootstrap import Interval
 from metalm.analysis.plain_text import in_plot
-from metalm.analysis.scores import FloatArray, Scores
+from metalm.analysis.scores import STATIC, FloatArray, Scores
 
 # After Okabe and Ito's palette, told apart with all common forms of colour blindness; its yellow,
 # faint on white, is darkened and comes last, and its black is left to the methods at rest.
@@ -118,10 +118,15 @@ def place_legend(figure: Figure, axes: Sequence[Axes], columns: int = 4) -> None
         )
 
 
+def legend_name(method: str, against: str) -> str:
+    """A method's name in a plot of gains, with what it is compared with unless that is static."""
+    return in_plot(method) if against == STATIC else f"{in_plot(method)} (over {in_plot(against)})"
+
+
 def draw_line(
-    axis: Axes, places: FloatArray, values: ArrayLike, look: Look, method: str, joined: bool = True
+    axis: Axes, places: FloatArray, values: ArrayLike, look: Look, label: str, joined: bool = True
 ) -> None:
-    """Marks of one method, joined by its line or not, entered into the legend by its name."""
+    """Marks of one method, joined by its line or not, entered into the legend as `label`."""
     axis.plot(
         places,
         np.asarray(values, np.float64),
@@ -131,7 +136,7 @@ def draw_line(
         markerfacecolor=look.face,
         markersize=5.5,
         linewidth=1.6,
-        label=in_plot(method),
+        label=label,
     )
 
 

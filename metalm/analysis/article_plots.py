@@ -14,6 +14,7 @@ from metalm.analysis.appearance import (
     draw_bars,
     draw_line,
     draw_zero,
+    legend_name,
     name_places,
     new_figure,
     new_panels,
@@ -34,7 +35,7 @@ def gain_along_articles(results: Mapping[str, Results], drawn: Mapping[str, Look
     figure = new_figure(11, 1.2 + 3.1 * len(results))
     axes = list(figure.subplots(len(results), 1, sharey=True, squeeze=False)[:, 0])
     for axis, (mode, of_mode) in zip(axes, results.items(), strict=True):
-        _draw_succession(axis, of_mode.succession, drawn)
+        _draw_succession(axis, of_mode.succession, of_mode.scores.baselines, drawn)
         axis.set_title(f"reading mode: {in_plot(mode)}", loc="left", pad=18)
         axis.set_ylabel("gain over static\n(nats per word)")
     axes[-1].set_xlabel("words read")
@@ -42,12 +43,14 @@ def gain_along_articles(results: Mapping[str, Results], drawn: Mapping[str, Look
     return figure
 
 
-def _draw_succession(axis: Axes, course: Succession, drawn: Mapping[str, Look]) -> None:
+def _draw_succession(
+    axis: Axes, course: Succession, baselines: Mapping[str, str], drawn: Mapping[str, Look]
+) -> None:
     total = int(course.boundaries[-1])
     step = max(1, total // MOST_POINTS)
     for method, gains in course.gain.items():
         look = drawn[method]
-        label: str | None = in_plot(method)
+        label: str | None = legend_name(method, baselines[method])
         for start, end in course.spans:
             read = np.arange(start, end, step)
             axis.plot(read, gains[read], look.dashes, color=look.colour, linewidth=1.3, label=label)
@@ -85,7 +88,7 @@ def gain_by_article(results: Mapping[str, Results], drawn: Mapping[str, Look]) -
                 facecolor=look.face,
                 edgecolor=look.colour,
                 linewidth=1,
-                label=in_plot(method),
+                label=legend_name(method, scores.baselines[method]),
                 alpha=0.8,
             )
         draw_zero(axis)
@@ -106,7 +109,8 @@ def gain_seen_and_new(results: Mapping[str, Results], drawn: Mapping[str, Look])
             present = {place + shift: gain for place, gain in gains if gain is not None}
             places = np.array(list(present), np.float64)
             estimates = [gain.estimate for gain in present.values()]
-            draw_line(axis, places, estimates, drawn[method], method, joined=False)
+            name = legend_name(method, of_mode.scores.baselines[method])
+            draw_line(axis, places, estimates, drawn[method], name, joined=False)
             draw_bars(axis, places, list(present.values()), drawn[method])
         draw_zero(axis)
         axis.axvline(1.5, color=INK, linewidth=0.9, linestyle=":")

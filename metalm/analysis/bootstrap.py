@@ -20,11 +20,14 @@ from metalm.analysis.scores import FloatArray, Scores, exponential
 NUM_RESAMPLES = 10_000
 LEVEL = 0.95
 SEED = 20_180_417
+# No resample of very few articles reaches beyond the extremes that were drawn, so that the interval
+# would claim far too much; from five on coverage is near 90 % or better (simulated).
+FEWEST_ARTICLES = 5
 COUNTS_AT_ONCE = 4_000_000
 
 
 class Interval(NamedTuple):
-    """An estimate and its interval; both bounds are None where fewer than two articles speak."""
+    """An estimate and its interval; both bounds are None where too few articles speak."""
 
     estimate: float
     low: float | None
@@ -117,7 +120,7 @@ def interval_from_resamples(
         Hesterberg, What teachers should know about the bootstrap (2015), section 4.2 (expanded
         percentile interval).
     """
-    if num_articles < 2:
+    if num_articles < FEWEST_ARTICLES:
         return Interval(estimate, None, None)
     quantile = student_quantile(0.5 + level / 2, num_articles - 1)
     tail = NormalDist().cdf(-quantile * float(np.sqrt(num_articles / (num_articles - 1))))

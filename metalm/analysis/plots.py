@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from metalm.analysis.appearance import SETTINGS, looks
 from metalm.analysis.article_plots import gain_along_articles, gain_by_article, gain_seen_and_new
+from metalm.analysis.bootstrap import FEWEST_ARTICLES
 from metalm.analysis.position_plots import RIVAL_LABEL, gain_by_position, perplexity_by_position
 from metalm.analysis.results import Results
 
@@ -32,7 +33,8 @@ CAPTIONS = {
     "gain_by_position": Caption(
         "Gain by position in the article",
         "Nats per word saved against the model without adaptation, on the same words. Bars are "
-        "95 % intervals from a bootstrap over articles; a bin with a single article has none.",
+        "95 % intervals from a bootstrap over articles; bins with fewer than "
+        f"{FEWEST_ARTICLES} articles have none.",
     ),
     "gain_by_position_cohort": Caption(
         "Gain by position, the same long articles in every bin",

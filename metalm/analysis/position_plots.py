@@ -13,11 +13,13 @@ from metalm.analysis.appearance import (
     draw_bars,
     draw_line,
     draw_zero,
+    legend_name,
     name_places,
     new_panels,
     place_legend,
     side_by_side,
 )
+from metalm.analysis.plain_text import in_plot
 from metalm.analysis.positions import ByPosition
 
 GAIN_LABEL = "gain over static (nats per word)"
@@ -30,7 +32,7 @@ def perplexity_by_position(modes: Mapping[str, ByPosition], drawn: Mapping[str, 
     for axis, bins in zip(axes, modes.values(), strict=True):
         places = np.arange(len(bins.num_words), dtype=np.float64)
         for method, values in bins.perplexity.items():
-            draw_line(axis, places, values, drawn[method], method)
+            draw_line(axis, places, values, drawn[method], in_plot(method))
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -51,7 +53,8 @@ def gain_by_position(
             side_by_side(len(bins.gain)), bins.gain.items(), strict=True
         ):
             places = np.arange(len(gains)) + shift
-            draw_line(axis, places, [g.estimate for g in gains], drawn[method], method)
+            name = legend_name(method, bins.against[method])
+            draw_line(axis, places, [g.estimate for g in gains], drawn[method], name)
             draw_bars(axis, places, gains, drawn[method])
         draw_zero(axis)
         _name_bins(axis, bins, axis is axes[0])

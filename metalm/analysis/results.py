@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from metalm.analysis.bootstrap import LEVEL, NUM_RESAMPLES, SEED, Interval
+from metalm.analysis.bootstrap import FEWEST_ARTICLES, LEVEL, NUM_RESAMPLES, SEED, Interval
 from metalm.analysis.positions import ByPosition, by_position, choose_cohort_length
 from metalm.analysis.scores import Scores
 from metalm.analysis.seen import ByGroup, by_last_use, by_seen
@@ -29,7 +29,7 @@ SCHEMA = {
     "tokens_per_second and peak_memory_bytes as their names say; null means undefined",
     "interval": f"an object with estimate, low, high: {LEVEL:.0%} interval, expanded percentiles "
     f"of {NUM_RESAMPLES} bootstrap resamples of the articles, seed {SEED}; low and high are null "
-    "where fewer than two articles contribute",
+    f"where fewer than {FEWEST_ARTICLES} articles contribute",
     "modes.*.summary": "one object a method: figures of the whole split",
     "modes.*.ratio_to_rivals": "method of ours -> rival -> interval of the ratio of perplexities",
     "modes.*.by_position": "bins of word position in the article: bin b holds edges[b] <= position "

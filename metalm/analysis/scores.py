@@ -7,7 +7,6 @@ denominator: a word is a run of non-space characters, and each end of line count
 import io
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -230,7 +229,7 @@ class Scores:
         """
         source = _npz(path)
         try:
-            with np.load(source, allow_pickle=False) as stored:
+            with source.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 names = json.loads(stored["names"].tobytes())
                 num_words, words, losses = stored["num_words"], stored["words"], stored["losses"]
             ends = np.cumsum(num_words)
@@ -248,7 +247,7 @@ class Scores:
             )
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:
             raise ValueError(
                 f"scores in {source} cannot be read; expected a file written by Scores.save "
                 f"({FORMAT!r}), found {type(error).__name__}: {error}; score the run again"

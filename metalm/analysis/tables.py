@@ -42,7 +42,7 @@ def summary_grid(scores: Scores, mode: str) -> Grid:
         for row in summarise(scores)
     ]
     header = ("method", "perplexity", "gain [95 % interval]", "of best rival")
-    return Grid(f"Reading mode: {mode}", header, rows, summary_note(scores))
+    return Grid(f"Perplexity per word and gain: {mode}", header, rows, summary_note(scores))
 
 
 def summary_note(scores: Scores) -> str:
@@ -143,7 +143,10 @@ def cost_grid(cost: Cost, mode: str, baseline: str = "static") -> Grid:
         "of static",
         "fallbacks",
     )
-    note = "Peak memory in MiB. Fallbacks: how often fast weights blew up and an article fell back to the slow ones."
+    note = (
+        "Peak memory in MiB. Fallbacks: how often fast weights blew up and an article fell back "
+        "to the slow ones."
+    )
     return Grid(f"Cost of reading: {mode}", header, rows, note)
 
 
@@ -154,6 +157,7 @@ def to_rich(grid: Grid) -> Table:
         caption=Text(shown(grid.note, LONGEST_NOTE)) if grid.note else None,
         caption_justify="left",
         box=SIMPLE_HEAD,
+        pad_edge=False,
     )
     for index, name in enumerate(grid.header):
         table.add_column(
