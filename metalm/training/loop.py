@@ -222,13 +222,14 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
 
 
-def _flat(configuration: Any, name: str = "configuration") -> dict[str, Any]:
+def _flat(configuration: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one with dotted names, with what JSON makes of the values."""
-    if not isinstance(configuration, Mapping):
-        return {name: json.loads(json.dumps(configuration))}
     flat: dict[str, Any] = {}
     for key, value in configuration.items():
-        flat |= _flat(value, key if name == "configuration" else f"{name}.{key}")
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.loads(json.dumps(value))
     return flat
 
 
