@@ -1,0 +1,157 @@
+"""Many articles at once: rows of a batch that articles enter, are read in, and leave.
+
+Each row reads one article from its start, segment after segment. A row whose article has ended takes the next one;
+when there is none left, the row leaves the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metalm.language.vocabulary import END_OF_LINE
+
+
+class SegmentBatch(NamedTuple):
+    """The next segment of every row; rows that end earlier are padded."""
+
+    inputs: Tensor
+    """int64 [time, rows]; the first input of an article is an end of line."""
+    targets: Tensor
+    """int64 [time, rows], the token that follows each input."""
+    mask: Tensor
+    """float32 [time, rows], 1 where there is a token to score."""
+
+
+@dataclass
+class _Row:
+    """Where a row stands: its article (its number in the order of entry) and the next token."""
+
+    article: int
+    tokens: NDArray[np.int32]
+    position: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.tokens) - self.position
+
+
+class ArticleRows:
+    """The rows of a batch and the articles that wait for one.
+
+    Args:
+        articles: token arrays, int32 [tokens].
+        order: which article enters next; may be endless.
+        rows: how many are read at once.
+    """
+
+    def __init__(
+        self, articles: Sequence[NDArray[np.int32]], order: Iterator[int], rows: int
+    ) -> None:
+        self._articles, self._order, self._capacity = articles, order, rows
+        self._rows: list[_Row] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def positions(self) -> list[tuple[int, int]]:
+        """For each row, the article and the number of its tokens already read."""
+        return [(row.article, row.position) for row in self._rows]
+
+    def restore(self, positions: Sequence[Sequence[int]]) -> None:
+        """Puts the rows back to what `positions` said; the order is the caller's to restore."""
+        self._rows = [_Row(a, self._articles[a], position) for a, position in positions]
+
+    def enter(self) -> list[int]:
+        """Gives rows whose article has ended the next article; opens rows while there is room.
+
+        Returns:
+            The rows that begin an article now. Rows that stay ended wait for `leave`.
+        """
+        entered = []
+        for number in range(self._capacity):
+            if number < len(self._rows) and self._rows[number].left > 0:
+                continue
+            article = next(self._order, None)
+            if article is None:
+                break
+            row = _Row(article, self._articles[article])
+            if number < len(self._rows):
+                self._rows[number] = row
+            else:
+                self._rows.append(row)
+            entered.append(number)
+        return entered
+
+    def leave(self) -> list[int] | None:
+        """Drops rows whose article has ended.
+
+        Returns:
+            The numbers that the remaining rows had, or None when all remain.
+        """
+        keep = [number for number, row in enumerate(self._rows) if row.left > 0]
+        if len(keep) == len(self._rows):
+            return None
+        self._rows = [self._rows[number] for number in keep]
+        return keep
+
+    def take(self, segment: int, device: torch.device | str = "cpu") -> SegmentBatch:
+        """Reads up to `segment` tokens in every row; no longer than the longest remainder."""
+        time = max(1, min(segment, max(row.left for row in self._rows)))
+        shape = (time, len(self._rows))
+        inputs = np.full(shape, END_OF_LINE, dtype=np.int64)
+        targets = np.full(shape, END_OF_LINE, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.float32)
+        for number, row in enumerate(self._rows):
+            count = min(time, row.left)
+            if count == 0:
+                continue
+            start, end = row.position, row.position + count
+            targets[:count, number] = row.tokens[start:end]
+            if start > 0:
+                inputs[0, number] = row.tokens[start - 1]
+            inputs[1:count, number] = row.tokens[start : end - 1]
+            mask[:count, number] = 1.0
+            row.position = end
+        parts = (torch.from_numpy(part).to(device) for part in (inputs, targets, mask))
+        return SegmentBatch(*parts)
+
+
+def set_rows(tree: Any, rows: Sequence[int], value: Any) -> None:
+    """Writes `value` (without the leading dimension, or a number) into rows of every tensor, in place."""
+    for tensor, source in zip(_tensors(tree), _tensors(value), strict=True):
+        for row in rows:
+            tensor[row] = source
+
+
+def select_rows(tree: Any, rows: Sequence[int]) -> Any:
+    """The same tree of tensors with these rows only."""
+    if tree is None:
+        return None
+    if isinstance(tree, Tensor):
+        return tree[torch.as_tensor(list(rows), device=tree.device)]
+    if isinstance(tree, dict):
+        return {name: select_rows(value, rows) for name, value in tree.items()}
+    if hasattr(tree, "_fields"):
+        return type(tree)(*(select_rows(value, rows) for value in tree))
+    return tuple(select_rows(value, rows) for value in tree)
+
+
+def _tensors(tree: Any) -> Iterator[Any]:
+    if tree is None:
+        return
+    if isinstance(tree, Tensor | float | int):
+        yield tree
+    elif isinstance(tree, dict):
+        for name in tree:
+            yield from _tensors(tree[name])
+    else:
+        for value in tree:
+            yield from _tensors(value)

@@ -1,0 +1,160 @@
+"""Ordinary training of the language model, with truncated backpropagation through time.
+
+The base model and its control come from one recipe: the control goes on, still without adaptation, for as many tokens
+as the meta-learner reads, under the same schedule. It is the base on which the rivals are run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalm.language.articles import ArticleSet
+from metalm.language.model import LanguageModel, detach_state
+from metalm.language.recurrence import LayerState
+from metalm.language.streams import TokenStreams
+from metalm.training.state import pack, unpack
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseTrainingConfig:
+    """Ordinary training: AdamW under a one-cycle schedule."""
+
+    tokens: int = 16_000_000
+    """Tokens read by the base."""
+    rows: int = 32
+    """Parallel streams of text."""
+    window: int = 64
+    """Tokens a stream reads between two steps of the optimiser."""
+    learning_rate: float = 2.5e-3
+    """Highest learning rate."""
+    warm_up: float = 0.02
+    """Share of the whole schedule (base and control) in which the rate rises."""
+    final_rate: float = 0.01
+    """Learning rate at the end of the schedule, as a share of the highest."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    beta2: float = 0.99
+    """Second moment decay of AdamW."""
+    clip: float = 0.25
+    """Highest norm of the gradient."""
+    bfloat16: bool = True
+    """Matrix products in bfloat16 (autocast); weights and losses stay in float32."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens between two steps of the optimiser."""
+        return self.rows * self.window
+
+    def steps(self, tokens: int) -> int:
+        """Steps of the optimiser that read about so many tokens."""
+        return max(1, round(tokens / self.tokens_per_step))
+
+
+def one_cycle(progress: float, warm_up: float, final_rate: float) -> float:
+    """Learning rate, as a share of the highest, after a share `progress` of the schedule.
+
+    Linear rise, then half a cosine down to `final_rate` (Smith 2018, with cosine annealing).
+    """
+    if progress < warm_up:
+        return progress / warm_up
+    along = min(1.0, (progress - warm_up) / (1.0 - warm_up))
+    return final_rate + (1.0 - final_rate) * 0.5 * (1.0 + math.cos(math.pi * along))
+
+
+class BaseTraining:
+    """One training of the language model, as the loop of `metalm.training` takes it.
+
+    Args:
+        model: trained in place.
+        articles: what it reads, again and again, each pass in its own order.
+        config: the recipe.
+        schedule: share of the highest learning rate at step `index`.
+        seed: of the order of the articles.
+        optimizer_state: of the training that this one goes on from.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        articles: ArticleSet,
+        config: BaseTrainingConfig,
+        schedule: Callable[[int], float],
+        seed: int,
+        optimizer_state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.articles, self.config = model, articles, config
+        self.schedule, self.seed = schedule, seed
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.learning_rate,
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+        if optimizer_state is not None:
+            self.optimizer.load_state_dict(dict(optimizer_state))
+        self.number, self.position = 0, 0
+        self.streams = TokenStreams(articles, config.rows, seed, 0)
+        self.state = self._fresh_state()
+
+    def _fresh_state(self) -> tuple[LayerState, ...]:
+        return self.model.initial_state(self.config.rows)
+
+    def step(self, index: int) -> dict[str, float]:
+        """Reads one window of every stream and takes one step of the optimiser."""
+        config = self.config
+        if self.position >= self.streams.length:
+            self.number, self.position = self.number + 1, 0
+            self.streams = TokenStreams(self.articles, config.rows, self.seed, self.number)
+            self.state = self._fresh_state()
+        device = self.model.embedding.weight.device
+        inputs, targets = self.streams.segment(self.position, config.window)
+        inputs, targets = inputs.to(device), targets.to(device)
+        self.position += config.window
+        rate = config.learning_rate * self.schedule(index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+            output = self.model(inputs, self.state)
+            loss = torch.nn.functional.cross_entropy(
+                output.logits.flatten(0, 1), targets.flatten()
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.state = detach_state(output.state)
+        return {
+            "loss": loss.item(),
+            "tokens": float(targets.numel()),
+            "learning_rate": rate,
+            "gradient_norm": float(norm),
+        }
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights, optimiser, hidden state and position in the text."""
+        return pack(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "state": self.state,
+                "number": self.number,
+                "position": self.position,
+            }
+        )
+
+    def load_state_dict(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Continues from `state_dict`."""
+        tree = unpack(tensors, meta)
+        device = self.model.embedding.weight.device
+        self.model.load_state_dict(tree["model"])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        self.number, self.position = tree["number"], tree["position"]
+        self.streams = TokenStreams(self.articles, self.config.rows, self.seed, self.number)
+        self.state = tuple(LayerState(*(part.to(device) for part in layer)) for layer in tree["state"])

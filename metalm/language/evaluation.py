@@ -1,0 +1,219 @@
+"""From trained weights to scores: tune on validation articles, then read a split with every method.
+
+The static model, the rivals and metalm go through the same `Reader`; a method with a cache whose other settings are
+those of a method without one shares its reading.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metalm.analysis.scores import ArticleScores, Scores
+from metalm.language.articles import ArticleSet
+from metalm.language.cache import CacheConfig, mixed_nats
+from metalm.language.methods import NAMES, Learning, Method, ModelName, TrainedModels
+from metalm.language.reading import CacheGrid, Reader, Readings
+from metalm.language.tuning import (
+    Mode,
+    Trial,
+    TuningConfig,
+    choose_settings,
+    tune,
+    tuning_text,
+)
+from metalm.language.vocabulary import split_words
+from metalm.training.memory import peak_memory, reset_peak_memory
+
+Trials = dict[str, list[Trial]]
+"""Way of learning -> its trials; "static joint" is the joint model without learning."""
+
+# What is tuned: the name under which the trials are kept, the way of learning, and whose weights.
+TUNED: tuple[tuple[str, Learning, ModelName], ...] = (
+    ("none", "none", "control"),
+    ("sgd", "sgd", "control"),
+    ("rms", "rms", "control"),
+    ("rule", "rule", "control"),
+    ("joint", "joint", "joint"),
+)
+
+
+class Scored(NamedTuple):
+    """What evaluating one mode gives."""
+
+    scores: Scores
+    """For `metalm.analysis`."""
+    cost: dict[str, dict[str, float]]
+    """Method -> tokens_per_second, peak_memory_bytes (where the system tells), fallbacks."""
+
+
+def tune_all(
+    models: TrainedModels,
+    articles: ArticleSet,
+    config: TuningConfig,
+    mode: Mode,
+    known: Trials | None = None,
+    report: Callable[[str, Trial], None] = lambda name, trial: None,
+) -> Trials:
+    """Trials of every way of learning whose model is there; those already known are kept."""
+    text = tuning_text(articles, config, mode)
+    trials: Trials = dict(known or {})
+    for name, learning, model in TUNED:
+        if name in trials or model not in models.models:
+            continue
+        if learning in ("rule", "joint") and learning not in models.rules:
+            continue
+
+        def tell(trial: Trial, name: str = name) -> None:
+            report(name, trial)
+
+        trials[name] = tune(models, learning, model, text, config, tell)
+    return trials
+
+
+def compared_methods(trials: Trials) -> list[Method]:
+    """The lines of the comparison, in the order of the tables, with the settings that validation chose."""
+    methods: list[Method] = []
+    for name, learning, model in TUNED:
+        if name not in trials:
+            continue
+        if learning == "joint":
+            methods.append(
+                Method(name="metalm, not learning", model="joint", learning="none", segment=64)
+            )
+        alone = choose_settings(trials[name], cached=False)
+        cached = choose_settings(trials[name], cached=True)
+        methods.append(_method(NAMES[learning], learning, model, alone, None))
+        title = "cache" if learning == "none" else f"{NAMES[learning]} + cache"
+        methods.append(_method(title, learning, model, cached, cached.cache))
+    longest = max((t.segment for t in trials.get("joint", [])), default=0)
+    main = [m for m in methods if m.name == NAMES["joint"]]
+    if main and main[0].segment != longest:
+        best = choose_settings(trials["joint"], cached=False, segment=longest)
+        name = f"metalm, segments of {longest}"
+        methods.insert(methods.index(main[0]), _method(name, "joint", "joint", best, None))
+    return methods
+
+
+def _method(
+    name: str, learning: Learning, model: ModelName, trial: Trial, cache: CacheConfig | None
+) -> Method:
+    return Method(
+        name=name,
+        model=model,
+        learning=learning,
+        segment=trial.segment,
+        settings=trial.settings,
+        cache=cache,
+    )
+
+
+def score_split(
+    models: TrainedModels,
+    methods: Sequence[Method],
+    articles: ArticleSet,
+    mode: Mode,
+    rows: int = 1,
+    progress: Callable[[str, int, float], None] = lambda name, tokens, nats: None,
+) -> Scored:
+    """Reads every article of a split with every method.
+
+    Args:
+        models: the trained weights.
+        methods: what is compared; the first is the static model.
+        articles: the split.
+        mode: "reset" at each article, or "carry" on across articles.
+        rows: articles read at once (reset); the scores do not depend on it.
+        progress: told method, tokens and nats after each segment.
+    """
+    texts: list[NDArray[np.int32]] = [article.tokens for article in articles]
+    lengths = [len(text) for text in texts]
+    if mode == "carry":
+        texts = [np.concatenate(texts)]
+    losses: dict[str, list[NDArray[np.float64]]] = {}
+    cost: dict[str, dict[str, float]] = {}
+    for group in _sharing_a_reading(methods):
+        head = group[0]
+        caches = [method.cache for method in group if method.cache is not None]
+        grid = _grid(caches)
+        rule = models.rule(head)
+        reader = Reader(models.model(head), rule, models.fast_names, head.segment, grid)
+
+        def tell(tokens: int, nats: float, name: str = head.name) -> None:
+            progress(name, tokens, nats)
+
+        reset_peak_memory()
+        readings = reader.read(texts, rows, tell)
+        peak = peak_memory()
+        for method in group:
+            losses[method.name] = _split_at(_nats(readings, method, grid), lengths)
+            cost[method.name] = {
+                "tokens_per_second": readings.num_tokens / readings.seconds,
+                "fallbacks": float(readings.fallbacks),
+            } | ({} if peak is None else {"peak_memory_bytes": float(peak)})
+    scored = []
+    for number, article in enumerate(articles):
+        words = split_words(article.text)
+        scored.append(
+            ArticleScores(
+                title=article.title,
+                words=words,
+                losses={
+                    method.name: np.bincount(
+                        article.words, losses[method.name][number], minlength=len(words)
+                    )
+                    for method in methods
+                },
+            )
+        )
+    names = tuple(method.name for method in methods)
+    return Scored(Scores(methods=names, articles=tuple(scored)), {name: cost[name] for name in names})
+
+
+def _sharing_a_reading(methods: Sequence[Method]) -> list[list[Method]]:
+    """Methods that differ in their cache only, together."""
+    groups: dict[str, list[Method]] = {}
+    for method in methods:
+        key = json.dumps(
+            [method.model, method.learning, method.segment, sorted(method.settings.items())]
+        )
+        groups.setdefault(key, []).append(method)
+    return list(groups.values())
+
+
+def _grid(caches: Sequence[CacheConfig]) -> CacheGrid | None:
+    if not caches:
+        return None
+    thetas = tuple(sorted({cache.theta for cache in caches}))
+    (window,) = {cache.window for cache in caches}
+    return CacheGrid(thetas=thetas, window=window)
+
+
+def _nats(
+    readings: Readings, method: Method, grid: CacheGrid | None
+) -> list[NDArray[np.float64]]:
+    if method.cache is None:
+        return readings.nats
+    assert grid is not None
+    place = grid.thetas.index(method.cache.theta)
+    return [
+        mixed_nats(
+            torch.from_numpy(nats), torch.from_numpy(found[place]), method.cache.share
+        ).numpy()
+        for nats, found in zip(readings.nats, readings.cache, strict=True)
+    ]
+
+
+def _split_at(
+    texts: Sequence[NDArray[np.float64]], lengths: Sequence[int]
+) -> list[NDArray[np.float64]]:
+    """The losses of each article, from texts that are articles or all of them laid end to end."""
+    whole = np.concatenate(texts)
+    return np.split(whole, np.cumsum(lengths)[:-1])

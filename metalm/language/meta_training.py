@@ -1,0 +1,247 @@
+"""Training the update rule, alone or together with the model's slow weights, by reading articles.
+
+A step reads `unroll` segments of every row: each segment is scored, then learnt from, and the meta-gradient of all
+scores goes through those updates (first order). Between steps the history is cut, not the reading: hidden states and
+fast weights go on, and what a row has learnt, its displacement from W_0, is held constant (`rebase`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metalm.language.article_batches import ArticleRows, set_rows
+from metalm.language.articles import ArticleSet
+from metalm.language.model import LanguageModel
+from metalm.language.recurrence import LayerState
+from metalm.language.segment_loss import SegmentLoss
+from metalm.meta.fork import rebase
+from metalm.meta.parameters import Parameters, split
+from metalm.meta.unroll import unroll
+from metalm.meta.update_rule import AbstractUpdateRule
+from metalm.training.state import pack, unpack
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleTrainingConfig:
+    """Training of the rule with the model frozen, on articles that the base has not read."""
+
+    tokens: int = 200_000
+    """Tokens read."""
+    rows: int = 8
+    """Articles read at once, each with its own fast weights."""
+    segment: int = 20
+    """Tokens between two updates of the fast weights."""
+    unroll: int = 8
+    """Updates through which the meta-gradient goes."""
+    checkpoint_every: int = 0
+    """Keep the fast weights at every so many updates and recompute the rest; 0 keeps all."""
+    learning_rate: float = 0.02
+    """Of Adam, for the rule's parameters (most of them logarithms)."""
+    clip: float = 1.0
+    """Highest norm of the rule's meta-gradient."""
+    adapt: tuple[str, ...] = ("*",)
+    """Patterns of the parameters that become fast."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointTrainingConfig(RuleTrainingConfig):
+    """Training of the rule and W_0 together, on all training articles."""
+
+    tokens: int = 3_000_000
+    """Tokens read; the control of the base reads as many."""
+    rows: int = 16
+    """Articles read at once, each with its own fast weights."""
+    unroll: int = 4
+    """Updates through which the meta-gradient goes."""
+    learning_rate: float = 0.01
+    """Of Adam, for the rule's parameters."""
+    model_learning_rate: float = 2.5e-3
+    """Highest rate of the schedule that W_0 goes on under (see the base)."""
+    model_clip: float = 0.25
+    """Highest norm of the meta-gradient of W_0."""
+    dropout: bool = False
+    """Whether the model reads with its dropout."""
+
+
+class MetaTraining:
+    """Reads articles in rows and trains the rule, and W_0 where the model is not frozen.
+
+    Args:
+        model: W_0; trained in place if `model_optimizer` is given.
+        rule: trained in place; it names the fast weights.
+        articles: what is read, again and again, each pass in its own order.
+        config: the recipe.
+        schedule: share of the rule's learning rate at step `index`.
+        seed: of the order of the articles.
+        model_optimizer: for W_0 and the rest of the model; None leaves the model frozen.
+        model_schedule: the optimiser's learning rate at step `index`.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        rule: AbstractUpdateRule,
+        fast_names: Sequence[str],
+        articles: ArticleSet,
+        config: RuleTrainingConfig,
+        schedule: Callable[[int], float],
+        seed: int,
+        model_optimizer: torch.optim.Optimizer | None = None,
+        model_schedule: Callable[[int], float] | None = None,
+    ) -> None:
+        self.model, self.rule, self.config = model, rule, config
+        self.schedule, self.seed = schedule, seed
+        self.model_optimizer, self.model_schedule = model_optimizer, model_schedule
+        model.train(isinstance(config, JointTrainingConfig) and config.dropout)
+        model.requires_grad_(model_optimizer is not None)
+        self.slow, self.rest = split(model, fast_names)
+        self.optimizer = torch.optim.Adam(rule.parameters(), lr=config.learning_rate)
+        self.loss = SegmentLoss(model, config.segment)
+        self.articles: Sequence[NDArray[np.int32]] = _Tokens(articles)
+        self.entered = 0
+        self.rows = ArticleRows(self.articles, self._order(), config.rows)
+        self.fast: Parameters = {
+            name: weight.detach().expand(config.rows, *weight.shape).clone()
+            for name, weight in self.slow.items()
+        }
+        self.state = model.initial_state(config.rows)
+        self.rule_state = rule.initial_state(self.fast)
+
+    def _order(self) -> Iterator[int]:
+        """Articles in the order of entry: endless, each pass shuffled by the seed and its number."""
+        count = len(self.articles)
+        while True:
+            number, place = divmod(self.entered, count)
+            order = np.random.default_rng([self.seed, number]).permutation(count)
+            for index in order[place:]:
+                self.entered += 1
+                yield int(index)
+
+    def step(self, index: int) -> dict[str, float]:
+        """Reads `unroll` segments in every row and takes one step of the optimisers."""
+        config = self.config
+        self._begin_articles()
+        device = self.model.embedding.weight.device
+        batches = [self.rows.take(config.segment, device) for _ in range(config.unroll)]
+        tokens = sum(float(batch.mask.sum()) for batch in batches)
+        unrolled = unroll(
+            self.loss,
+            self.rule,
+            self.slow,
+            self.rest,
+            batches,
+            self.state,
+            fast=rebase(self.fast, self.slow),
+            rule_state=self.rule_state,
+            weights=[config.segment / tokens] * len(batches),
+            segment=config.checkpoint_every or None,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.model_optimizer is not None:
+            self.model_optimizer.zero_grad(set_to_none=True)
+        unrolled.meta_loss.backward()
+        self.fast = {name: weight.detach() for name, weight in unrolled.fast.items()}
+        self.state, self.rule_state = unrolled.state, unrolled.rule_state
+        values = {"loss": unrolled.meta_loss.item(), "tokens": tokens}
+        values |= self._optimise(index)
+        values["fallbacks"] = float(self._fall_back())
+        return values
+
+    def _begin_articles(self) -> None:
+        entered = self.rows.enter()
+        if not entered:
+            return
+        with torch.no_grad():
+            set_rows(self.fast, entered, {name: self.slow[name] for name in self.fast})
+            set_rows(self.state, entered, _zeros_like(self.state))
+
+    def _optimise(self, index: int) -> dict[str, float]:
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * self.schedule(index)
+        norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), config.clip)
+        self.optimizer.step()
+        values = {"rule_gradient_norm": float(norm)}
+        if self.model_optimizer is None or self.model_schedule is None:
+            return values
+        assert isinstance(config, JointTrainingConfig)
+        for group in self.model_optimizer.param_groups:
+            group["lr"] = self.model_schedule(index)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.model_clip)
+        before = {name: weight.detach().clone() for name, weight in self.slow.items()}
+        self.model_optimizer.step()
+        with torch.no_grad():  # what a row has learnt is its displacement: it moves along with W_0
+            for name, weight in self.slow.items():
+                self.fast[name] += weight - before[name]
+        return values | {"model_gradient_norm": float(norm)}
+
+    @torch.no_grad()
+    def _fall_back(self) -> int:
+        """Puts rows whose fast weights are no longer finite back to W_0; says how many."""
+        broken = [
+            row
+            for row in range(self.config.rows)
+            if not all(bool(weight[row].sum().isfinite()) for weight in self.fast.values())
+        ]
+        if broken:
+            set_rows(self.fast, broken, {name: self.slow[name] for name in self.fast})
+            set_rows(self.state, broken, _zeros_like(self.state))
+        return len(broken)
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Model, rule, optimisers, and where every row stands, its fast weights included."""
+        tree: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "rule": self.rule.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "fast": self.fast,
+            "state": self.state,
+            "rule_state": self.rule_state,
+            "entered": self.entered,
+            "positions": [list(place) for place in self.rows.positions],
+        }
+        if self.model_optimizer is not None:
+            tree["model_optimizer"] = self.model_optimizer.state_dict()
+        return pack(tree)
+
+    def load_state_dict(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Continues from `state_dict`."""
+        tree: Mapping[str, Any] = unpack(tensors, meta)
+        device = self.model.embedding.weight.device
+        self.model.load_state_dict(tree["model"])
+        self.rule.load_state_dict(tree["rule"])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        if self.model_optimizer is not None:
+            self.model_optimizer.load_state_dict(tree["model_optimizer"])
+        self.fast = {name: tree["fast"][name].to(device) for name in self.slow}
+        self.state = tuple(LayerState(*(part.to(device) for part in layer)) for layer in tree["state"])
+        self.rule_state = tree["rule_state"]
+        self.entered = tree["entered"]
+        self.rows = ArticleRows(self.articles, self._order(), self.config.rows)
+        self.rows.restore(tree["positions"])
+
+
+class _Tokens(Sequence[NDArray[np.int32]]):
+    """The token arrays of a set of articles, read when asked for."""
+
+    def __init__(self, articles: ArticleSet) -> None:
+        self._articles = articles
+
+    def __len__(self) -> int:
+        return len(self._articles)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._articles[index].tokens
+
+
+def _zeros_like(state: tuple[LayerState, ...]) -> tuple[LayerState, ...]:
+    return tuple(
+        LayerState(torch.zeros_like(s.hidden[0]), torch.zeros_like(s.cell[0])) for s in state
+    )

@@ -1,0 +1,98 @@
+"""What is compared: each method is a trained model, a way to learn while reading, and perhaps a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from metalm.language.cache import CacheConfig
+from metalm.language.model import LanguageModel
+from metalm.meta.parameters import Parameters
+from metalm.meta.rules.gradient_descent import GradientDescent
+from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.meta.rules.rms_decay import RmsDecay
+from metalm.meta.update_rule import AbstractUpdateRule
+
+ModelName = Literal["control", "joint"]
+Learning = Literal["none", "sgd", "rms", "rule", "joint"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One line of the comparison.
+
+    The settings that a way of learning understands: `rate`, `decay` (sgd, rms), `eps` in units of the mean RMS
+    (rms), `rate_scale` (rule, joint).
+    """
+
+    name: str
+    """How tables and plots call it."""
+    model: ModelName
+    """Whose weights are W_0."""
+    learning: Learning
+    """none; dynamic evaluation by sgd or rms; the rule trained with W_0 frozen, or jointly with it."""
+    segment: int
+    """Tokens between two updates."""
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of the update rule that are tuned on validation articles."""
+    cache: CacheConfig | None = None
+    """None for no cache."""
+
+    def with_(self, **changes: Any) -> Method:
+        """The same method with other values."""
+        return replace(self, **changes)
+
+
+# Where the search begins. The rates are for segments of 20: the rms numbers are the published ones for WikiText-2
+# (eta 3.1e-5 at segments of 5, lambda 1.4e-3) brought to 20; eps in units of the mean RMS has no published value.
+STARTS: Mapping[Learning, Mapping[str, float]] = {
+    "sgd": {"rate": 0.5, "decay": 1e-3},
+    "rms": {"rate": 1.2e-4, "decay": 1e-3, "eps": 0.7},
+    "rule": {"rate_scale": 1.0},
+    "joint": {"rate_scale": 1.0},
+}
+
+# By what factor the search moves each setting.
+STEPS: Mapping[str, float] = {"rate": 2.0, "decay": 4.0, "eps": 2.0, "rate_scale": 1.4}
+
+NAMES: Mapping[Learning, str] = {
+    "none": "static",
+    "sgd": "dynamic evaluation (SGD)",
+    "rms": "dynamic evaluation (RMS)",
+    "rule": "metalm, W0 frozen",
+    "joint": "metalm",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModels:
+    """The weights that a run's stages left, and what its rules need."""
+
+    models: Mapping[str, LanguageModel]
+    """control and joint."""
+    rules: Mapping[str, LearnedRates]
+    """rule and joint."""
+    fast_names: tuple[str, ...]
+    """Parameters that adapt, the same in all methods."""
+    statistics: Mapping[int, Parameters]
+    """Segment length -> RMS of the control's training gradients (for dynamic evaluation)."""
+
+    def model(self, method: Method) -> LanguageModel:
+        """The model that a method reads with."""
+        return self.models[method.model]
+
+    def rule(self, method: Method) -> AbstractUpdateRule | None:
+        """The update rule that a method learns by; None for a static one."""
+        settings = method.settings
+        if method.learning == "none":
+            return None
+        if method.learning == "sgd":
+            return GradientDescent(settings["rate"], min(1.0, settings["decay"]))
+        if method.learning == "rms":
+            rms = self.statistics[method.segment]
+            mean = float(sum(tensor.mean() for tensor in rms.values()) / len(rms))
+            return RmsDecay(rms, settings["rate"], settings["decay"], settings["eps"] * mean)
+        rule = self.rules[method.learning]
+        rule.rate_scale.fill_(settings["rate_scale"])
+        return rule

@@ -1,0 +1,83 @@
+"""Every setting of an experiment, and the named presets.
+
+A preset is a function, so that one can be derived from another with `dataclasses.replace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from metalm.language.base_training import BaseTrainingConfig
+from metalm.language.meta_training import JointTrainingConfig, RuleTrainingConfig
+from metalm.language.model import ModelConfig
+from metalm.language.tuning import TuningConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which text, and how it is cut into tokens."""
+
+    source: str = "python-docs"
+    """Name of a corpus, or path of a folder or file (see the README)."""
+    tokenizer: Literal["bpe", "word"] = "bpe"
+    """Byte pairs learnt on the training split, or whole words."""
+    root: str = "data"
+    """Folder for prepared corpora."""
+    held_out: float = 0.1
+    """Share of the training articles that the base never reads; the rule is trained on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How trained models are compared."""
+
+    modes: tuple[Literal["reset", "carry"], ...] = ("reset", "carry")
+    """Reset the memories at each article, or carry on across articles."""
+    rows: int = 1
+    """Articles read at once; results do not depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """One experiment on text, from data to report."""
+
+    preset: str = "tiny"
+    """Name of the preset that this began as."""
+    seed: int = 1
+    """Of everything random."""
+    device: str = "cpu"
+    """Where tensors live, such as cpu or cuda."""
+    threads: int = 0
+    """Processor threads; 0 leaves torch's own choice."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Text and tokenizer."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The language model."""
+    base: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
+    """Ordinary training, of the base and of its control."""
+    rule: RuleTrainingConfig = field(default_factory=RuleTrainingConfig)
+    """Training of the update rule with the model frozen."""
+    joint: JointTrainingConfig = field(default_factory=JointTrainingConfig)
+    """Training of the rule and the model together, with reading in the loop."""
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    """Grids for the rivals and for the rule, on validation articles."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """The final comparison."""
+
+
+def tiny() -> ExperimentConfig:
+    """The embedded default: minutes on two cores."""
+    return ExperimentConfig(preset="tiny")
+
+
+def small() -> ExperimentConfig:
+    """WikiText-2 in at most two hours on two cores."""
+    return ExperimentConfig(
+        preset="small",
+        data=DataConfig(source="wikitext-2"),
+    )
+
+
+PRESETS: dict[str, Callable[[], ExperimentConfig]] = {"tiny": tiny, "small": small}

@@ -1,0 +1,277 @@
+"""Reading: every token is scored once, and a segment is learnt from only after it has been scored.
+
+One code path serves all methods. The static model reads without learning; dynamic evaluation and metalm differ in
+the update rule alone; the cache looks at the same features. What is read is a list of token arrays: the articles of a
+split (`reset`: every memory starts anew with each), or all of them laid end to end (`carry`: nothing says where
+one ends).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metalm.language.article_batches import ArticleRows, SegmentBatch, select_rows, set_rows
+from metalm.language.cache import CacheMemory
+from metalm.language.model import LanguageModel, ModelState
+from metalm.language.segment_loss import SegmentLoss, SegmentScore
+from metalm.meta.parameters import Parameters, split
+from metalm.meta.unroll import unroll
+from metalm.meta.update_rule import AbstractUpdateRule, RuleState
+
+# A row whose segment is worse than this many times the uniform guess has lost its way.
+_LOST = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheGrid:
+    """The flatnesses and the window for which cache probabilities are worked out while reading."""
+
+    thetas: tuple[float, ...] = (0.66,)
+    """theta of each."""
+    window: int = 3785
+    """Pairs kept."""
+
+
+@dataclass
+class Readings:
+    """What reading gave, for each text in the order of the texts."""
+
+    nats: list[NDArray[np.float64]]
+    """Minus log probability of every token, [tokens]."""
+    cache: list[NDArray[np.float64]] = field(default_factory=list)
+    """log p_cache of every token, [flatnesses, tokens]; nan where the cache was empty."""
+    fallbacks: int = 0
+    """How often a row's fast weights fell back to W_0 because the rule blew up."""
+    seconds: float = 0.0
+    """Wall-clock time."""
+
+    @property
+    def total(self) -> float:
+        """Sum of all losses, in nats."""
+        return float(sum(text.sum() for text in self.nats))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens scored."""
+        return sum(len(text) for text in self.nats)
+
+
+class Reader:
+    """A model, how it learns while it reads, and how far it reads between two updates.
+
+    Args:
+        model: W_0 and the rest; not changed.
+        rule: None for the static model.
+        fast_names: parameters that the rule rewrites.
+        segment: tokens between two updates.
+        cache: None for no cache.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        rule: AbstractUpdateRule | None = None,
+        fast_names: Sequence[str] = (),
+        segment: int = 20,
+        cache: CacheGrid | None = None,
+    ) -> None:
+        if segment < 1:
+            raise ValueError(f"a segment has tokens; expected at least 1, found {segment}.")
+        self.model, self.rule, self.segment, self.cache = model, rule, segment, cache
+        self.slow, self.rest = split(model, fast_names if rule is not None else ())
+        self.loss = SegmentLoss(model, segment)
+
+    def read(
+        self,
+        texts: Sequence[NDArray[np.int32]],
+        rows: int = 1,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> Readings:
+        """Scores every token of every text; each text starts with fresh memories.
+
+        Args:
+            texts: token ids of each, at least one token.
+            rows: how many texts are read at once; the result does not depend on it.
+            progress: told the number of tokens after each segment, and their summed loss.
+
+        Raises:
+            ValueError: an empty text, or a token beyond the vocabulary.
+        """
+        _check(texts, self.model.config.vocabulary_size)
+        started = time.perf_counter()
+        was_training = self.model.training
+        self.model.eval()
+        batch_rows = ArticleRows(texts, iter(range(len(texts))), min(rows, max(1, len(texts))))
+        progress = progress or (lambda tokens, nats: None)
+        scores = _Scores(texts, self.cache)
+        fallbacks = 0
+        try:
+            memory = self._fresh_memory(batch_rows)
+            while len(batch_rows) > 0:
+                places = batch_rows.positions
+                batch = batch_rows.take(self.segment, self.model.embedding.weight.device)
+                score = self._score_and_learn(batch, memory)
+                tokens, nats = scores.keep(places, batch, score, memory.caches)
+                progress(tokens, nats)
+                fallbacks += self._fall_back(batch, score, memory)
+                memory = self._turn_over(batch_rows, memory)
+        finally:
+            self.model.train(was_training)
+        return Readings(scores.nats, scores.cache, fallbacks, time.perf_counter() - started)
+
+    def _fresh_memory(self, batch_rows: ArticleRows) -> _Memory:
+        count = len(batch_rows.enter())
+        fast = {
+            name: weight.detach().expand(count, *weight.shape).clone()
+            for name, weight in self.slow.items()
+        }
+        rule_state = None if self.rule is None else self.rule.initial_state(fast)
+        return _Memory(
+            self.model.initial_state(count), fast, rule_state, [self._new_cache() for _ in range(count)]
+        )
+
+    def _new_cache(self) -> CacheMemory | None:
+        return None if self.cache is None else CacheMemory(self.cache.window)
+
+    def _score_and_learn(self, batch: SegmentBatch, memory: _Memory) -> SegmentScore:
+        if self.rule is None:
+            with torch.no_grad():
+                _, score, memory.state = self.loss(self.rest, batch, memory.state)
+            return score
+        unrolled = unroll(
+            self.loss,
+            self.rule,
+            self.slow,
+            self.rest,
+            [batch],
+            memory.state,
+            fast=memory.fast,
+            rule_state=memory.rule_state,
+            order=0,
+        )
+        memory.fast, memory.rule_state, memory.state = (
+            unrolled.fast,
+            unrolled.rule_state,
+            unrolled.state,
+        )
+        return unrolled.aux[0]  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _fall_back(self, batch: SegmentBatch, score: SegmentScore, memory: _Memory) -> int:
+        """Puts rows whose rule blew up back to W_0 and a zero hidden state; says how many.
+
+        The segment keeps the score that it got. What counts are weights that are not finite, and a segment
+        far worse than a uniform guess: both are known before the next segment is scored.
+        """
+        if self.rule is None:
+            return 0
+        means = score.nats.sum(0) / batch.mask.sum(0).clamp(min=1)
+        lost = means > _LOST * math.log(self.model.config.vocabulary_size)
+        for weight in memory.fast.values():
+            lost |= ~weight.flatten(1).sum(1).isfinite()
+        rows = lost.nonzero().flatten().tolist()
+        if rows:
+            self._begin(memory, rows)
+        return len(rows)
+
+    def _begin(self, memory: _Memory, rows: Sequence[int]) -> None:
+        """Fresh fast weights, rule state and hidden state in these rows, in place."""
+        if not rows:
+            return
+        with torch.no_grad():
+            set_rows(memory.fast, rows, {name: self.slow[name] for name in memory.fast})
+            fresh = self.model.initial_state(1)
+            set_rows(memory.state, rows, select_first(fresh))
+            if self.rule is not None and memory.rule_state is not None:
+                initial = self.rule.initial_state(select_rows(memory.fast, rows[:1]))
+                set_rows(memory.rule_state, rows, select_first(initial))
+
+    def _turn_over(self, batch_rows: ArticleRows, memory: _Memory) -> _Memory:
+        """Lets articles that wait enter, and rows without one leave."""
+        entered = batch_rows.enter()
+        self._begin(memory, entered)
+        for row in entered:
+            memory.caches[row] = self._new_cache()
+        keep = batch_rows.leave()
+        if keep is None or not keep:
+            return memory
+        return _Memory(
+            select_rows(memory.state, keep),
+            select_rows(memory.fast, keep),
+            select_rows(memory.rule_state, keep),
+            [memory.caches[row] for row in keep],
+        )
+
+
+@dataclass
+class _Memory:
+    """The memories of all rows: short term, medium term, and the cache."""
+
+    state: ModelState
+    fast: Parameters
+    rule_state: RuleState
+    caches: list[CacheMemory | None]
+
+
+class _Scores:
+    """Token scores, put in their places as the rows go on."""
+
+    def __init__(self, texts: Sequence[NDArray[np.int32]], cache: CacheGrid | None) -> None:
+        self.nats = [np.full(len(text), np.nan) for text in texts]
+        thetas = () if cache is None else cache.thetas
+        self.thetas = torch.tensor(thetas)
+        self.cache = [np.full((len(thetas), len(text)), np.nan) for text in texts] if thetas else []
+
+    def keep(
+        self,
+        places: Sequence[tuple[int, int]],
+        batch: SegmentBatch,
+        score: SegmentScore,
+        caches: Sequence[CacheMemory | None],
+    ) -> tuple[int, float]:
+        """Writes the scores of one segment; returns how many, and their sum in nats."""
+        counts = batch.mask.sum(0).long().tolist()
+        nats = score.nats.double().cpu().numpy()
+        for row, ((text, start), count) in enumerate(zip(places, counts, strict=True)):
+            self.nats[text][start : start + count] = nats[:count, row]
+            memory = caches[row]
+            if memory is not None:
+                features, targets = score.features[:count, row], batch.targets[:count, row]
+                found = memory.score(features, targets, self.thetas.to(features))
+                self.cache[text][:, start : start + count] = found.double().cpu().numpy()
+        return sum(counts), float(nats.sum())
+
+
+def select_first(tree: ModelState | Tensor | None) -> object:
+    """The first row of every tensor of a tree, without its leading dimension."""
+    if tree is None:
+        return None
+    if isinstance(tree, Tensor):
+        return tree[0]
+    if isinstance(tree, dict):
+        return {name: select_first(value) for name, value in tree.items()}
+    return tuple(select_first(value) for value in tree)  # type: ignore[arg-type]
+
+
+def _check(texts: Sequence[NDArray[np.int32]], vocabulary_size: int) -> None:
+    for number, text in enumerate(texts):
+        if len(text) == 0:
+            raise ValueError(
+                f"nothing to read in text {number}; expected at least one token, found none; leave empty "
+                "articles out"
+            )
+        outside = np.flatnonzero((text < 0) | (text >= vocabulary_size))
+        if len(outside) > 0:
+            raise ValueError(
+                f"a token of text {number} is beyond the model's vocabulary; expected ids in [0, "
+                f"{vocabulary_size}), found {int(text[outside[0]])} at position {int(outside[0])}; use the "
+                "corpus and tokenizer that the model was trained with"
+            )

@@ -1,0 +1,115 @@
+"""A run's folder: its configuration, and the weights that its stages leave.
+
+    configuration.json      what the run was asked for
+    base.safetensors        the language model after ordinary training
+    control.safetensors     the same, gone on with ordinary training for as many tokens as `joint`: the rivals' base
+    rule.safetensors        the update rule, trained with the base frozen
+    joint.safetensors       model and rule, trained together
+    statistics.safetensors  RMS of the training set's gradients, for each model that needs them
+    stages/NAME/            checkpoints and metrics of a training
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metalm.training import checkpoint
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    Args:
+        folder: made when something is first written.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def configuration_path(self) -> Path:
+        """Where the configuration lies."""
+        return self.folder / "configuration.json"
+
+    def write_configuration(self, config: Any) -> None:
+        """Writes the configuration, or checks that it is the one already there.
+
+        Raises:
+            ValueError: the folder belongs to a run with another configuration.
+        """
+        wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+        if self.configuration_path.exists():
+            found = self.read_configuration()
+            differing = sorted(_differences(found, wanted))
+            if differing:
+                raise ValueError(
+                    f"{self.folder} belongs to another run; expected the same configuration, found other "
+                    f"values for {', '.join(differing)}; choose another folder with --run, or repeat that run's "
+                    "options to continue it"
+                )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.configuration_path.with_suffix(".partial")
+        temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.configuration_path)
+
+    def read_configuration(self) -> dict[str, Any]:
+        """The configuration as JSON.
+
+        Raises:
+            ValueError: there is none; the message says what a run's folder looks like.
+        """
+        try:
+            return dict(json.loads(self.configuration_path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.folder} is not the folder of a run; expected a readable configuration.json, found "
+                f"'{error}'; pass a folder that train.py wrote, such as runs/python-docs"
+            ) from error
+
+    def stage(self, name: str) -> Path:
+        """Folder of a training's checkpoints and metrics."""
+        return self.folder / "stages" / name
+
+    def weights(self, name: str) -> Path:
+        """File of the weights that a stage leaves."""
+        return self.folder / f"{name}.safetensors"
+
+    def has(self, name: str) -> bool:
+        """Whether a stage has left its weights."""
+        return self.weights(name).exists()
+
+    def save(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Writes the weights of a stage."""
+        checkpoint.save(self.weights(name), tensors, meta)
+
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Reads the weights of a stage.
+
+        Raises:
+            ValueError: the stage has not finished, or its file is truncated or altered.
+        """
+        if not self.has(name):
+            raise ValueError(
+                f"the run {self.folder} has no {name!r} yet; expected {self.weights(name)}, found nothing; "
+                f"run train.py with the same options and --stages {name}"
+            )
+        return checkpoint.load(self.weights(name))
+
+
+def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        names = found.keys() | wanted.keys()
+        return [
+            item
+            for name in names
+            for item in _differences(found.get(name), wanted.get(name), f"{path}{name}.")
+        ]
+    return [] if found == wanted else [path.rstrip(".")]

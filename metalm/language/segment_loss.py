@@ -1,0 +1,59 @@
+"""The loss of one segment of every row, as the unroll of `metalm.meta` takes it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalm.language.article_batches import SegmentBatch
+from metalm.language.model import LanguageModel, ModelState
+from metalm.meta.parameters import Parameters, call
+
+
+class SegmentScore(NamedTuple):
+    """What is known of a segment before anything is learnt from it."""
+
+    nats: Tensor
+    """[time, rows], minus log probability of each target; 0 where the row has ended."""
+    features: Tensor
+    """[time, rows, embedding], the model's last output."""
+
+
+class SegmentLoss:
+    """Loss of a segment per row: the sum of its tokens' losses over the length of a full segment.
+
+    So each token moves the weights equally far; in a full segment it is the mean, as Krause et al. have it.
+
+    Args:
+        model: called with the parameters it is given.
+        segment: tokens in a full segment.
+    """
+
+    def __init__(self, model: LanguageModel, segment: int) -> None:
+        self.model, self.segment = model, segment
+
+    def __call__(
+        self, parameters: Parameters, batch: SegmentBatch, state: ModelState
+    ) -> tuple[Tensor, SegmentScore, ModelState]:
+        """Losses [rows], the score of every token, and the next hidden state."""
+        output = call(self.model, parameters, batch.inputs, state)
+        nats = token_nats(output.logits, batch.targets) * batch.mask
+        losses = nats.sum(0) / self.segment
+        return losses, SegmentScore(nats.detach(), output.features.detach(), ), output.state
+
+
+def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Minus log probability of each target, [time, rows], in nats.
+
+    Where the logits are not finite the model has said nothing, and the uniform distribution speaks for it: the
+    choice does not look at the target.
+    """
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    nats = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), reduction="none"
+    ).view_as(targets)
+    said = logits.detach().sum(-1).isfinite()
+    return torch.where(said, nats, math.log(logits.shape[-1]))

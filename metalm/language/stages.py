@@ -1,0 +1,225 @@
+"""The trainings of an experiment: base, control, rule, joint. Each leaves one file and can be resumed.
+
+    base      ordinary training on the articles that are not held out
+    control   goes on from the base with ordinary training on all articles: what the rivals run on
+    rule      the update rule, on the held-out articles, the base frozen
+    joint     rule and W_0 together, with reading in the loop, on all articles: metalm
+
+`control` and `joint` read as many tokens under the same learning-rate schedule, so that the comparison between
+them is a comparison of methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metalm.language.articles import ArticleSet, Corpus
+from metalm.language.base_training import BaseTraining, one_cycle
+from metalm.language.meta_training import MetaTraining, RuleTrainingConfig
+from metalm.language.model import LanguageModel
+from metalm.language.presets import ExperimentConfig
+from metalm.language.run_folder import RunFolder
+from metalm.language.statistics import gradient_rms, token_counts
+from metalm.meta.parameters import choose
+from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.training.loop import run
+from metalm.training.record import Record
+from metalm.training.state import pack, unpack
+
+STAGES = ("base", "control", "rule", "joint")
+
+
+class Stages:
+    """The trainings of one run.
+
+    Args:
+        config: the experiment.
+        corpus: its text.
+        folder: where weights, checkpoints and metrics go.
+    """
+
+    def __init__(self, config: ExperimentConfig, corpus: Corpus, folder: RunFolder) -> None:
+        self.config, self.corpus, self.folder = config, corpus, folder
+        train, held_out = hold_out(len(corpus.train), config.data.held_out, config.seed)
+        self.base_articles: ArticleSet = corpus.train.select(train)
+        self.held_out_articles: ArticleSet = corpus.train.select(held_out)
+
+    def train(self, name: str) -> None:
+        """Runs one stage to its end, from its newest checkpoint if there is one.
+
+        Raises:
+            ValueError: an unknown stage, or one whose predecessor has not finished.
+        """
+        if name not in STAGES:
+            raise ValueError(
+                f"unknown stage; expected some of {', '.join(STAGES)}, found {name!r}; correct --stages"
+            )
+        if self.folder.has(name):
+            return
+        torch.manual_seed(self.config.seed * len(STAGES) + STAGES.index(name))
+        getattr(self, f"_{name}")()
+
+    # ---- ordinary training ----
+
+    @property
+    def _total_steps(self) -> tuple[int, int]:
+        base = self.config.base
+        return base.steps(base.tokens), base.steps(self.config.joint.tokens)
+
+    def _schedule(self, done: int, step: int) -> float:
+        """Share of the highest rate after `done` steps of the whole schedule and a share of the next part."""
+        base = self.config.base
+        return one_cycle((done + step) / sum(self._total_steps), base.warm_up, base.final_rate)
+
+    def _base(self) -> None:
+        config = self.config
+        model = LanguageModel(config.model)
+        model.start_from_frequencies(token_counts(self.base_articles, config.model.vocabulary_size))
+        model.to(config.device)
+        training = BaseTraining(
+            model,
+            self.base_articles,
+            config.base,
+            lambda index: self._schedule(0, index),
+            config.seed,
+        )
+        self._run("base", training, self._total_steps[0])
+        self._save("base", model=model.state_dict(), optimizer=training.optimizer.state_dict())
+
+    def _control(self) -> None:
+        config = self.config
+        before = self._load("base")
+        model = self._model(before)
+        base_steps, more = self._total_steps
+        training = BaseTraining(
+            model,
+            self.corpus.train,
+            config.base,
+            lambda index: self._schedule(base_steps, index),
+            config.seed + 1,
+            before["optimizer"],
+        )
+        self._run("control", training, more)
+        self._save("control", model=model.state_dict())
+
+    # ---- meta-training ----
+
+    def _rule(self) -> None:
+        config = self.config.rule
+        model = self._model(self._load("base"))
+        rule = self._new_rule(model)
+        steps = _meta_steps(config)
+        training = MetaTraining(
+            model,
+            rule,
+            rule.names,
+            self.held_out_articles,
+            config,
+            lambda index: one_cycle(index / steps, 0.05, 0.05),
+            self.config.seed,
+        )
+        self._run("rule", training, steps)
+        self._save("rule", rule=rule.state_dict())
+
+    def _joint(self) -> None:
+        config = self.config.joint
+        before = self._load("base")
+        model = self._model(before)
+        rule = self._new_rule(model)
+        rule.load_state_dict(self._load("rule")["rule"])
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.model_learning_rate,
+            betas=(0.9, self.config.base.beta2),
+            weight_decay=self.config.base.weight_decay,
+        )
+        optimizer.load_state_dict(before["optimizer"])
+        steps = _meta_steps(config)
+        base_steps, more = self._total_steps
+        training = MetaTraining(
+            model,
+            rule,
+            rule.names,
+            self.corpus.train,
+            config,
+            lambda index: one_cycle(index / steps, 0.05, 0.05),
+            self.config.seed + 1,
+            optimizer,
+            lambda index: (
+                config.model_learning_rate * self._schedule(base_steps, round(index * more / steps))
+            ),
+        )
+        self._run("joint", training, steps)
+        self._save("joint", model=model.state_dict(), rule=rule.state_dict())
+
+    def _new_rule(self, model: LanguageModel) -> LearnedRates:
+        """The rule before training: a member of Krause's family, with statistics of the training set."""
+        config = self.config.rule
+        names = choose(model, config.adapt)
+        rms = gradient_rms(model, self.base_articles, names, config.segment)
+        return LearnedRates(rms)
+
+    # ---- shared ----
+
+    def _model(self, tree: dict[str, Any]) -> LanguageModel:
+        model = LanguageModel(self.config.model)
+        model.load_state_dict(tree["model"])
+        return model.to(self.config.device)
+
+    def _run(self, name: str, training: Any, steps: int) -> None:
+        stage = self.folder.stage(name)
+        with Record(stage) as record:
+            run(
+                training,
+                num_steps=steps,
+                folder=stage,
+                record=record,
+                save_every_seconds=120.0,
+                log_every=20,
+                configuration=self._relevant(name),
+                title=name,
+            )
+
+    def _relevant(self, name: str) -> dict[str, Any]:
+        """The part of the configuration that a stage's numbers depend on."""
+        config = self.config
+        parts: dict[str, Any] = {"model": config.model, "data": config.data, "base": config.base}
+        if name in ("rule", "joint"):
+            parts["rule"] = config.rule
+        settings = {part: asdict(value) for part, value in parts.items()}
+        if name == "joint":
+            settings["joint"] = asdict(config.joint)
+        return settings | {"seed": config.seed, "joint_tokens": config.joint.tokens}
+
+    def _save(self, name: str, **tree: Any) -> None:
+        tensors, meta = pack(tree)
+        self.folder.save(name, tensors, meta)
+
+    def _load(self, name: str) -> dict[str, Any]:
+        tree = unpack(*self.folder.load(name))
+        return dict(tree)
+
+
+def hold_out(count: int, share: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Numbers of the articles that the base reads, and of those kept for the rule; each in order.
+
+    Raises:
+        ValueError: one of the two would be empty.
+    """
+    kept = max(1, round(count * share))
+    if count - kept < 1:
+        raise ValueError(
+            f"too few training articles; expected at least 2, found {count}; add articles to the training text"
+        )
+    order = np.random.default_rng([seed, count]).permutation(count)
+    return sorted(int(i) for i in order[kept:]), sorted(int(i) for i in order[:kept])
+
+
+def _meta_steps(config: RuleTrainingConfig) -> int:
+    return max(1, round(config.tokens / (config.rows * config.segment * config.unroll)))

@@ -1,0 +1,50 @@
+"""Articles laid end to end in parallel rows, for training with weights that all rows share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metalm.language.articles import ArticleSet
+from metalm.language.vocabulary import END_OF_LINE
+
+
+class TokenStreams:
+    """One pass over a set of articles: shuffled, laid end to end, cut into rows of equal length.
+
+    The shuffle follows from the seed and the number of the pass alone, so that a resumed training meets the same
+    tokens. The few tokens that do not fill the last column of the rows are left out of that pass.
+
+    Args:
+        articles: what is read.
+        rows: parallel streams.
+        seed: of the shuffle.
+        number: which pass this is, from 0.
+    """
+
+    def __init__(self, articles: ArticleSet, rows: int, seed: int, number: int) -> None:
+        length = articles.num_tokens // rows
+        if length < 2:
+            raise ValueError(
+                f"too little text for {rows} rows; expected at least {2 * rows} tokens, found "
+                f"{articles.num_tokens}; use fewer rows or more text"
+            )
+        order = np.random.default_rng([seed, number]).permutation(len(articles))
+        tokens: NDArray[np.int32] = np.empty(articles.num_tokens + 1, dtype=np.int32)
+        tokens[0] = END_OF_LINE
+        end = 1
+        for index in order:
+            article = articles[int(index)].tokens
+            tokens[end : end + len(article)] = article
+            end += len(article)
+        self._inputs = tokens[: rows * length].reshape(rows, length)
+        self._targets = tokens[1 : rows * length + 1].reshape(rows, length)
+        self.length = length
+
+    def segment(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, int64 [time, rows], of up to `length` steps from `start`."""
+        part = slice(start, min(start + length, self.length))
+        inputs, targets = self._inputs[:, part].T, self._targets[:, part].T
+        return torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))

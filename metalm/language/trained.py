@@ -1,0 +1,107 @@
+"""The models and rules that a run's trainings left, loaded for reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from metalm.language.articles import ArticleSet
+from metalm.language.methods import TrainedModels
+from metalm.language.model import LanguageModel
+from metalm.language.presets import ExperimentConfig
+from metalm.language.run_folder import RunFolder
+from metalm.language.statistics import gradient_rms
+from metalm.meta.parameters import Parameters, choose, split
+from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.training.state import unpack
+
+
+def load_trained(
+    folder: RunFolder, config: ExperimentConfig, training_articles: ArticleSet | None
+) -> TrainedModels:
+    """Everything that reading needs, from the files of a run.
+
+    Args:
+        folder: the run.
+        config: its configuration.
+        training_articles: for the gradient statistics of dynamic evaluation, which are worked out once and kept in
+            the folder; None where they are there already.
+
+    Raises:
+        ValueError: a stage has not finished, a file is damaged, or the weights are of another size.
+    """
+    models: dict[str, LanguageModel] = {}
+    rules: dict[str, LearnedRates] = {}
+    for name in ("control", "joint"):
+        if folder.has(name):
+            models[name] = load_model(folder, name, config)
+    names = choose(LanguageModel(config.model), config.rule.adapt)
+    for name in ("rule", "joint"):
+        if folder.has(name):
+            rules[name] = load_rule(folder, name, config, names)
+    if "control" not in models:
+        folder.load("control")  # says what is missing
+    wanted = sorted({*config.tuning.segments})
+    statistics = {
+        segment: control_statistics(folder, config, models["control"], names, segment, training_articles)
+        for segment in wanted
+    }
+    return TrainedModels(models=models, rules=rules, fast_names=names, statistics=statistics)
+
+
+def load_model(folder: RunFolder, name: str, config: ExperimentConfig) -> LanguageModel:
+    """The language model of a stage, ready to read.
+
+    Raises:
+        ValueError: the weights do not fit the configuration; the message names the first that differs.
+    """
+    tree = unpack(*folder.load(name))
+    model = LanguageModel(config.model)
+    _check_shapes(folder, name, model.state_dict(), tree["model"])
+    model.load_state_dict(tree["model"])
+    return model.to(config.device).eval().requires_grad_(False)
+
+
+def load_rule(
+    folder: RunFolder, name: str, config: ExperimentConfig, names: Iterable[str]
+) -> LearnedRates:
+    """The update rule of a stage."""
+    tree = unpack(*folder.load(name))
+    slow, _ = split(LanguageModel(config.model), list(names))
+    rule = LearnedRates({name: torch.ones_like(weight) for name, weight in slow.items()})
+    _check_shapes(folder, name, rule.state_dict(), tree["rule"])
+    rule.load_state_dict(tree["rule"])
+    return rule.to(config.device).requires_grad_(False)
+
+
+def control_statistics(
+    folder: RunFolder,
+    config: ExperimentConfig,
+    model: LanguageModel,
+    names: tuple[str, ...],
+    segment: int,
+    training_articles: ArticleSet | None,
+) -> Parameters:
+    """RMS of the training set's gradients for one segment length; kept in the run's folder."""
+    name = f"statistics-{segment}"
+    if not folder.has(name):
+        if training_articles is None:
+            folder.load(name)  # says what is missing
+            raise AssertionError("unreachable")
+        folder.save(name, gradient_rms(model, training_articles, names, segment), {})
+    tensors, _ = folder.load(name)
+    return {name: tensors[name].to(config.device) for name in names}
+
+
+def _check_shapes(
+    folder: RunFolder, name: str, expected: Parameters, found: Parameters
+) -> None:
+    for key in sorted(expected.keys() | found.keys()):
+        wanted = tuple(expected[key].shape) if key in expected else "nothing"
+        given = tuple(found[key].shape) if key in found else "nothing"
+        if wanted != given:
+            raise ValueError(
+                f"{folder.weights(name)} does not fit the configuration; expected {key} of shape {wanted}, "
+                f"found {given}; use the preset and the overrides that the run was trained with"
+            )

@@ -1,0 +1,255 @@
+"""Choosing the settings of every method on validation articles, with the same care for each.
+
+The search walks: it multiplies or divides one setting at a time by a factor, goes on while the perplexity falls, and
+ends with a round of half steps. Every trial is also mixed with the cache over a grid of theta and lambda, so that a
+method with a cache has settings of its own. All trials are recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metalm.language.articles import ArticleSet
+from metalm.language.cache import CacheConfig, mixed_nats
+from metalm.language.methods import STARTS, STEPS, Learning, Method, ModelName, TrainedModels
+from metalm.language.reading import CacheGrid, Reader, Readings
+
+Settings = Mapping[str, float]
+Mode = str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """The text and the grids of the search."""
+
+    articles: int = 8
+    """Validation articles, spread evenly over the split."""
+    tokens: int = 2000
+    """Tokens read of each, from its start."""
+    segments: tuple[int, ...] = (20, 10, 5)
+    """Segment lengths tried for dynamic evaluation."""
+    rule_segments: tuple[int, ...] = (20, 10)
+    """Segment lengths tried for the learned rules (they are trained at one of them)."""
+    thetas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45, 0.66, 1.0)
+    """Flatnesses of the cache."""
+    shares: tuple[float, ...] = (0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22, 0.28)
+    """Shares lambda of the cache."""
+    window: int = 3785
+    """Window of the cache (as AWD-LSTM on WikiText-2)."""
+    rows: int = 8
+    """Articles read at once in the reset mode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningText:
+    """The token arrays that are read, and how many words they stand for."""
+
+    texts: Sequence[NDArray[np.int32]]
+    """One per article (reset), or one in all (carry)."""
+    num_words: int
+    """Words and ends of line in the texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One reading of the tuning text."""
+
+    segment: int
+    """Tokens between two updates."""
+    settings: Settings
+    """Of the update rule."""
+    perplexity: float
+    """Per word, without a cache."""
+    cached_perplexity: float
+    """Per word, with the best cache of the grid."""
+    cache: CacheConfig
+    """That cache."""
+    seconds: float
+    """How long the reading took."""
+
+
+def tuning_text(articles: ArticleSet, config: TuningConfig, mode: Mode) -> TuningText:
+    """The first tokens of some validation articles; laid end to end when the mode is `carry`."""
+    count = min(config.articles, len(articles))
+    chosen = np.linspace(0, len(articles) - 1, count).round().astype(int)
+    texts, words = [], 0
+    for index in sorted(set(chosen.tolist())):
+        article = articles[index]
+        texts.append(article.tokens[: config.tokens])
+        words += int(article.words[len(texts[-1]) - 1]) + 1
+    if mode == "carry":
+        texts = [np.concatenate(texts)]
+    return TuningText(texts=texts, num_words=words)
+
+
+def try_method(
+    models: TrainedModels, method: Method, text: TuningText, config: TuningConfig
+) -> Trial:
+    """Reads the tuning text once, and mixes the result with every cache of the grid."""
+    grid = CacheGrid(thetas=config.thetas, window=config.window)
+    rule = models.rule(method)
+    reader = Reader(models.model(method), rule, models.fast_names, method.segment, grid)
+    readings = reader.read(text.texts, config.rows)
+    cache, nats = best_cache(readings, config)
+    return Trial(
+        segment=method.segment,
+        settings=dict(method.settings),
+        perplexity=_perplexity(readings.total, text.num_words),
+        cached_perplexity=_perplexity(nats, text.num_words),
+        cache=cache,
+        seconds=readings.seconds,
+    )
+
+
+def best_cache(readings: Readings, config: TuningConfig) -> tuple[CacheConfig, float]:
+    """The cache of the grid with the least total loss, and that loss in nats."""
+    nats = torch.from_numpy(np.concatenate(readings.nats))
+    found = torch.from_numpy(np.concatenate(readings.cache, axis=1))
+    best: tuple[float, CacheConfig] | None = None
+    for theta, log_probabilities in zip(config.thetas, found, strict=True):
+        for share in config.shares:
+            total = float(mixed_nats(nats, log_probabilities, share).sum())
+            if best is None or total < best[0]:
+                best = total, CacheConfig(theta=theta, share=share, window=config.window)
+    assert best is not None
+    return best[1], best[0]
+
+
+def search(
+    evaluate: Callable[[Settings], Trial],
+    start: Settings,
+    steps: Mapping[str, float] = STEPS,
+    *,
+    halvings: int = 1,
+) -> list[Trial]:
+    """Walks from `start` to settings that no single step of any setting makes better.
+
+    Args:
+        evaluate: reads the tuning text with these settings.
+        start: where to begin.
+        steps: factor by which each setting moves; halved (its square root) after a round without gain.
+        halvings: how often the factors are halved.
+
+    Returns:
+        Every trial, in order.
+    """
+    trials: dict[tuple[tuple[str, float], ...], Trial] = {}
+
+    def value(settings: Settings) -> float:
+        key = tuple(sorted((name, float(f"{number:.6g}")) for name, number in settings.items()))
+        if key not in trials:
+            trials[key] = evaluate(dict(key))
+        return trials[key].perplexity
+
+    current, best = dict(start), value(start)
+    for halving in range(halvings + 1):
+        improved = True
+        while improved:
+            improved = False
+            for name in start:
+                factor = steps[name] ** (0.5**halving)
+                for direction in (factor, 1 / factor):
+                    while True:
+                        candidate = {**current, name: current[name] * direction}
+                        found = value(candidate)
+                        if not found < best:
+                            break
+                        current, best, improved = candidate, found, True
+                        if halving > 0:
+                            break
+            if halving > 0:
+                break
+    return list(trials.values())
+
+
+def tune(
+    models: TrainedModels,
+    learning: Learning,
+    model: ModelName,
+    text: TuningText,
+    config: TuningConfig,
+    report: Callable[[Trial], None] = lambda trial: None,
+) -> list[Trial]:
+    """All trials of one way of learning, over its segment lengths.
+
+    The first segment length is searched in full; for shorter ones rate and decay shrink with the segment, as Krause et
+    al. have it, and the rate is searched again.
+    """
+
+    def evaluate_at(segment: int) -> Callable[[Settings], Trial]:
+        def evaluate(settings: Settings) -> Trial:
+            method = Method(
+                name="", model=model, learning=learning, segment=segment, settings=settings
+            )
+            trial = try_method(models, method, text, config)
+            report(trial)
+            return trial
+
+        return evaluate
+
+    if learning == "none":
+        return [evaluate_at(64)({})]
+    segments = config.segments if learning in ("sgd", "rms") else config.rule_segments
+    trials = search(evaluate_at(segments[0]), STARTS[learning])
+    for segment in segments[1:]:
+        best = min((t for t in trials if t.segment == segments[0]), key=lambda t: t.perplexity)
+        ratio = segment / segments[0]
+        start = {
+            name: value * (ratio if name in ("rate", "decay", "rate_scale") else 1.0)
+            for name, value in best.settings.items()
+        }
+        scale = "rate" if "rate" in start else "rate_scale"
+        fixed = {name: value for name, value in start.items() if name != scale}
+        evaluate = evaluate_at(segment)
+        trials += search(
+            lambda settings, fixed=fixed, evaluate=evaluate: evaluate({**fixed, **settings}),  # type: ignore[misc]
+            {scale: start[scale]},
+            {scale: 1.5},
+            halvings=0,
+        )
+    return trials
+
+
+def choose_settings(trials: Sequence[Trial], *, cached: bool, segment: int | None = None) -> Trial:
+    """The best trial, with or without a cache, at one segment length or at any."""
+    among = [trial for trial in trials if segment in (None, trial.segment)]
+    return min(among, key=lambda t: t.cached_perplexity if cached else t.perplexity)
+
+
+def _perplexity(nats: float, words: int) -> float:
+    return math.exp(min(700.0, nats / words)) if math.isfinite(nats) else math.inf
+
+
+def trial_to_json(trial: Trial) -> dict[str, Any]:
+    """A trial as JSON values."""
+    return {
+        "segment": trial.segment,
+        "settings": dict(trial.settings),
+        "perplexity": trial.perplexity,
+        "cached_perplexity": trial.cached_perplexity,
+        "cache": {
+            "theta": trial.cache.theta,
+            "share": trial.cache.share,
+            "window": trial.cache.window,
+        },
+        "seconds": round(trial.seconds, 2),
+    }
+
+
+def trial_from_json(value: Mapping[str, Any]) -> Trial:
+    """The inverse of `trial_to_json`."""
+    return Trial(
+        segment=value["segment"],
+        settings=value["settings"],
+        perplexity=value["perplexity"],
+        cached_perplexity=value["cached_perplexity"],
+        cache=CacheConfig(**value["cache"]),
+        seconds=value["seconds"],
+    )
