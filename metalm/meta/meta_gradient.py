@@ -1,4 +1,4 @@
-"""How the meta-gradient runs through an inner gradient.
+"""How the meta-gradient runs through a sequence of inner gradients.
 
 First order: g_t is a constant of the rule, and dl_t/dW_t is that same g_t, which the inner step has
 already computed. Second order and forward mode have their place here.
@@ -6,34 +6,76 @@ already computed. Second order and forward mode have their place here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from metalm.meta.inner_problem import InnerProblem, Unrolled, inner_step, weighted_sum
 from metalm.meta.parameters import Parameters
+from metalm.meta.step_rule import AbstractStepRule
+from metalm.meta.step_sweep import swept_steps
+from metalm.meta.update_rule import AbstractUpdateRule
 
-ORDERS = (0, 1)
-"""0: adapt only, no meta-gradient. 1: the inner gradient is a constant."""
+Method = Callable[[InnerProblem], Unrolled]
 
 
-def check_order(order: int) -> None:
-    """Refuse an order of the meta-gradient that does not exist."""
-    if order not in ORDERS:
+def method_of(order: int, rule: AbstractUpdateRule) -> Method:
+    """How to run the steps for an order of the meta-gradient.
+
+    Raises:
+        ValueError: An order that does not exist.
+    """
+    if order not in (0, 1):
         raise ValueError(
             f"no meta-gradient of order {order}; expected 0 (none) or 1 (first order, which is "
             f"what exists), found {order}; do use order=1"
         )
+    if order == 0:
+        return plain_steps
+    return swept_steps if isinstance(rule, AbstractStepRule) else graph_steps
 
 
-def inner_gradient(loss: Tensor, leaves: Parameters) -> Parameters:
-    """Gradients of the loss to its leaves, zeros where it does not depend; frees its graph."""
-    names = list(leaves)
-    gradients = torch.autograd.grad(
-        loss, [leaves[name] for name in names], allow_unused=True, materialize_grads=True
-    )
-    return dict(zip(names, gradients, strict=True))
+@torch.no_grad()
+def plain_steps(problem: InnerProblem) -> Unrolled:
+    """Adapt only: no meta-gradient, nothing kept."""
+    # The caller's tensors, which the in-place update must not touch.
+    fast = {name: tensor.detach().clone() for name, tensor in problem.fast.items()}
+    rule_state, state = problem.rule_state, problem.state
+    losses, aux = [], []
+    for batch in problem.batches:
+        taken = inner_step(problem, fast, {}, batch, state)
+        losses.append(taken.losses)
+        aux.append(taken.aux)
+        state = taken.state
+        rule_state = problem.rule.update_(
+            fast, taken.gradients, problem.slow, rule_state, problem.coefficients
+        )
+    stacked = torch.stack(losses)
+    return Unrolled(weighted_sum(stacked, problem.weights), stacked, aux, fast, rule_state, state)
+
+
+def graph_steps(problem: InnerProblem) -> Unrolled:
+    """First order for any rule: autograd through the updates, each inner gradient attached."""
+    fast, rule_state, state = problem.fast, problem.rule_state, problem.state
+    shared = problem.shared()
+    losses, aux, terms = [], [], []
+    for batch, weight in zip(problem.batches, problem.weights, strict=True):
+        taken = inner_step(problem, fast, shared, batch, state)
+        losses.append(taken.losses)
+        aux.append(taken.aux)
+        state = taken.state
+        total = taken.losses.sum()
+        if weight:
+            attached = attach(total, taken.gradients, {**shared, **fast})
+            terms.append(attached if weight == 1 else attached * weight)
+        fast, rule_state = problem.rule(
+            fast, taken.gradients, problem.slow, rule_state, problem.coefficients
+        )
+    meta_loss = torch.stack(terms).sum() if terms else losses[0].new_zeros(())
+    return Unrolled(meta_loss, torch.stack(losses), aux, fast, rule_state, state)
 
 
 def attach(loss: Tensor, gradients: Parameters, copies: Parameters) -> Tensor:
@@ -47,12 +89,11 @@ def attach(loss: Tensor, gradients: Parameters, copies: Parameters) -> Tensor:
     Returns:
         A scalar equal to ``loss`` whose gradient to each copy is the given one.
     """
-    names = list(copies)
     attached: Tensor = _Attach.apply(
         loss.detach(),
-        len(names),
-        *(gradients[name] for name in names),
-        *(copies[name] for name in names),
+        len(copies),
+        *(gradients[name] for name in copies),
+        *copies.values(),
     )
     return attached
 
@@ -67,11 +108,9 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.saved_tensors
         needs = ctx.needs_input_grad[2 + ctx.num :]
-        return (
-            None,
-            None,
-            *(None,) * ctx.num,
-            *(scale * g if need else None for g, need in zip(gradients, needs, strict=True)),
+        reached = (
+            scale * gradient if need else None
+            for gradient, need in zip(ctx.saved_tensors, needs, strict=True)
         )
+        return (None, None, *(None,) * ctx.num, *reached)

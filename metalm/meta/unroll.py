@@ -6,38 +6,19 @@ W_{t+1}, s_{t+1} = rule(W_t, g_t, W_0, s_t; phi)      J = sum_t w_t l_t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from metalm.meta.fork import forward_copy, stack_rows
-from metalm.meta.meta_gradient import attach, check_order, inner_gradient
+from metalm.meta.checkpointing import run_segments
+from metalm.meta.fork import stack_rows
+from metalm.meta.inner_problem import Batch, InnerProblem, LossFunction, State, Unrolled
+from metalm.meta.meta_gradient import method_of
 from metalm.meta.parameters import Parameters
+from metalm.meta.tree import detach
 from metalm.meta.update_rule import AbstractUpdateRule, RuleState
 
-Batch = Any
-State = Any
-LossFunction = Callable[[Parameters, Batch, State], tuple[Tensor, Any, State]]
-"""loss(parameters, batch, state) -> (losses ``[rows]`` or scalar, anything to keep, next state)."""
-
-
-class Unrolled(NamedTuple):
-    """What an unroll leaves behind."""
-
-    meta_loss: Tensor
-    """Scalar, sum over steps of w_t times the sum over rows of l_t; differentiable at order 1."""
-    losses: Tensor
-    """``[steps, rows]`` (``[steps]`` for scalar losses), without history."""
-    aux: list[Any]
-    """What the loss gave to keep, by step."""
-    fast: Parameters
-    """Fast weights after the last update, on the path from phi and W_0 at order 1."""
-    rule_state: RuleState
-    """The rule's state after the last update."""
-    state: State
-    """The loss's state after the last step, without history."""
+__all__ = ["Batch", "LossFunction", "State", "Unrolled", "unroll"]
 
 
 def unroll(
@@ -78,7 +59,6 @@ def unroll(
     Raises:
         ValueError: An order that does not exist, no batch, or weights of another number.
     """
-    check_order(order)
     if not batches:
         raise ValueError("nothing to unroll; expected at least one batch, found 0; do add one")
     if weights is None:
@@ -90,40 +70,20 @@ def unroll(
         )
     if fast is None:
         fast = slow if rows is None else stack_rows(slow, rows)
-    if rule_state is None:
-        rule_state = rule.initial_state(fast)
-    with torch.set_grad_enabled(order > 0):
-        coefficients = rule.coefficients()
-        losses, aux = [], []
-        terms = []
-        for batch, weight in zip(batches, weights, strict=True):
-            with torch.enable_grad():
-                leaves = forward_copy(fast)
-                learned = {n: t for n, t in rest.items() if t.requires_grad and order > 0}
-                shared = forward_copy(learned)
-                step_losses, kept, state = loss({**rest, **shared, **leaves}, batch, state)
-                gradients = inner_gradient(step_losses.sum(), {**leaves, **shared})
-            state = detach(state)
-            losses.append(step_losses.detach())
-            aux.append(kept)
-            if order == 0:
-                terms.append(losses[-1].sum() * weight)
-            elif weight != 0:
-                attached = attach(losses[-1].sum(), gradients, {**fast, **learned})
-                terms.append(attached if weight == 1 else attached * weight)
-            fast, rule_state = rule(fast, gradients, slow, rule_state, coefficients)
-        meta_loss = torch.stack(terms).sum() if terms else torch.zeros(())
-    return Unrolled(meta_loss, torch.stack(losses), aux, fast, rule_state, state)
-
-
-def detach(tree: Any) -> Any:
-    """The same tree of tuples, named tuples, lists and mappings, its tensors without history."""
-    if isinstance(tree, Tensor):
-        return tree.detach()
-    if isinstance(tree, dict):
-        return {name: detach(value) for name, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(detach(value) for value in tree))
-    if isinstance(tree, list | tuple):
-        return type(tree)(detach(value) for value in tree)
-    return tree
+    with torch.set_grad_enabled(order > 0 and torch.is_grad_enabled()):
+        problem = InnerProblem(
+            loss=loss,
+            rule=rule,
+            batches=batches,
+            weights=weights,
+            slow=slow,
+            rest=rest,
+            fast=fast,
+            rule_state=rule.initial_state(fast) if rule_state is None else rule_state,
+            coefficients=rule.coefficients(),
+            state=detach(state),
+        )
+        method = method_of(order, rule)
+        if segment is None or order == 0:
+            return method(problem)
+        return run_segments(problem, method, segment)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from metalm.meta.rules.step_rule import AbstractStepRule, StepSizes
+from metalm.meta.step_rule import AbstractStepRule, StepSizes
 
 
 class GradientDescent(AbstractStepRule):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metalm.meta.parameters import Parameters
 from metalm.meta.rules.statistics import key, mean_over_tensors, relative_rms
-from metalm.meta.rules.step_rule import AbstractStepRule, StepSizes
+from metalm.meta.step_rule import AbstractStepRule, StepSizes
 
 Granularity = Literal["tensor", "row", "coordinate"]
 DecayShape = Literal["uniform", "rms"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from metalm.meta.rules.statistics import key, relative_rms
-from metalm.meta.rules.step_rule import AbstractStepRule, StepSizes
+from metalm.meta.step_rule import AbstractStepRule, StepSizes
 
 
 class RmsDecay(AbstractStepRule):

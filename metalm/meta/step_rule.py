@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from metalm.meta.elementwise_step import step, step_
+from metalm.meta.blocks import Number
+from metalm.meta.elementwise_step import step, write_step
 from metalm.meta.parameters import Parameters
 from metalm.meta.update_rule import AbstractUpdateRule, RuleState
 
@@ -17,14 +17,18 @@ from metalm.meta.update_rule import AbstractUpdateRule, RuleState
 class StepSizes(NamedTuple):
     """What multiplies g and W_0 - W, for each fast tensor; differentiable to phi."""
 
-    rates: Mapping[str, Tensor | float]
+    rates: Mapping[str, Number]
     """s, broadcastable to the tensor, in units of weight per gradient."""
-    decays: Mapping[str, Tensor | float | None]
+    decays: Mapping[str, Number | None]
     """rho, broadcastable to the tensor, the share of the way back to W_0; None for no decay."""
 
 
 class AbstractStepRule(AbstractUpdateRule):
-    """W <- W - s g + rho (W_0 - W); a subclass gives s and rho as its `coefficients`."""
+    """W <- W - s g + rho (W_0 - W); a subclass gives s and rho as its `coefficients` and no more.
+
+    `unroll` differentiates these rules in closed form from their coefficients (`step_sweep.py`), so
+    a rule that needs a `forward` of its own belongs under `AbstractUpdateRule`.
+    """
 
     @abstractmethod
     def coefficients(self) -> StepSizes:
@@ -58,5 +62,5 @@ class AbstractStepRule(AbstractUpdateRule):
         """The same step in place; see `AbstractUpdateRule.update_`."""
         rates, decays = self.coefficients() if coefficients is None else coefficients
         for name, weight in fast.items():
-            step_(weight, gradients[name], slow[name], rates[name], decays[name])
+            write_step(weight, weight, gradients[name], slow[name], rates[name], decays[name])
         return state

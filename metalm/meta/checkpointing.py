@@ -1,0 +1,153 @@
+"""Checkpointed segments: keep every k-th W and state, recompute the steps between in the backward.
+
+Of K steps, K/k checkpoints and the inner gradients of one segment of k are held: least at a k of
+the order of sqrt(K). The recomputation repeats the same numbers, random ones included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from metalm.meta import tree
+from metalm.meta.inner_problem import InnerProblem, Unrolled
+
+Method = Callable[[InnerProblem], Unrolled]
+
+
+def run_segments(problem: InnerProblem, method: Method, segment: int) -> Unrolled:
+    """Run the steps in segments of so many, each recomputed when its gradient is asked for.
+
+    Raises:
+        ValueError: A segment shorter than one step.
+    """
+    if segment < 1:
+        raise ValueError(
+            f"impossible segment; expected at least 1 update, found {segment}; do change it, or "
+            "leave it out to keep everything"
+        )
+    parts = []
+    for start in range(0, len(problem.batches), segment):
+        part = _run(problem.part(start, start + segment), method)
+        problem = replace(problem, fast=part.fast, rule_state=part.rule_state, state=part.state)
+        parts.append(part)
+    return Unrolled(
+        torch.stack([part.meta_loss for part in parts]).sum(),
+        torch.cat([part.losses for part in parts]),
+        [aux for part in parts for aux in part.aux],
+        *parts[-1][3:],
+    )
+
+
+def _run(problem: InnerProblem, method: Method) -> Unrolled:
+    """One segment."""
+    kept = _Kept(problem, method)
+    outputs = _Segment.apply(kept, *kept.inputs, *problem.rule.parameters())
+    assert kept.result is not None
+    return _with_outputs(kept.result, list(outputs))
+
+
+class _Kept:
+    """What a segment is recomputed from, beside the tensors that autograd sees."""
+
+    def __init__(self, problem: InnerProblem, method: Method) -> None:
+        self.problem, self.method = problem, method
+        self.inputs = tree.tensors(_differentiable(problem))
+        self.result: Unrolled | None = None
+
+
+class _Segment(torch.autograd.Function):
+    """(all differentiable fields of the problem, phi) -> (meta-loss, last W, last rule state)."""
+
+    @staticmethod
+    def forward(ctx: Any, kept: _Kept, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        # The tensors are kept by autograd, which frees them; the rest of the problem is small.
+        num = len(kept.inputs)
+        ctx.num, ctx.method = num, kept.method
+        ctx.flags = [tensor.requires_grad for tensor in kept.inputs]
+        ctx.save_for_backward(*tensors)
+        ctx.problem = _with_inputs(kept.problem, [tensor.new_empty(0) for tensor in kept.inputs])
+        ctx.random = _random_states(tensors)
+        detached = [tensor.detach() for tensor in kept.inputs]
+        kept.result = kept.method(_with_inputs(kept.problem, detached))
+        return tuple(tree.tensors(_outputs(kept.result)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        inputs = [
+            tensor.detach().requires_grad_(flag)
+            for tensor, flag in zip(saved[: ctx.num], ctx.flags, strict=True)
+        ]
+        devices = [device for device, _ in ctx.random if device is not None]
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            _set_random_states(ctx.random)
+            result = ctx.method(_with_inputs(ctx.problem, inputs))
+            outputs = tree.tensors(_outputs(result))
+        wanted = [*inputs, *saved[ctx.num :]]
+        asked = [
+            (output, gradient)
+            for output, gradient in zip(outputs, incoming, strict=True)
+            if gradient is not None and output.requires_grad
+        ]
+        reached = iter(
+            torch.autograd.grad(
+                [output for output, _ in asked],
+                [tensor for tensor in wanted if tensor.requires_grad],
+                [gradient for _, gradient in asked],
+                allow_unused=True,
+            )
+            if asked
+            else [None] * sum(tensor.requires_grad for tensor in wanted)
+        )
+        return None, *(next(reached) if tensor.requires_grad else None for tensor in wanted)
+
+
+def _differentiable(problem: InnerProblem) -> tuple[Any, ...]:
+    return (
+        problem.slow,
+        problem.rest,
+        problem.fast,
+        problem.rule_state,
+        problem.coefficients,
+    )
+
+
+def _with_inputs(problem: InnerProblem, tensors: list[Tensor]) -> InnerProblem:
+    fields = ("slow", "rest", "fast", "rule_state", "coefficients")
+    values = tree.replace(_differentiable(problem), tensors)
+    return replace(problem, **dict(zip(fields, values, strict=True)))
+
+
+def _outputs(result: Unrolled) -> tuple[Any, ...]:
+    return result.meta_loss, result.fast, result.rule_state
+
+
+def _with_outputs(result: Unrolled, tensors: list[Tensor]) -> Unrolled:
+    meta_loss, fast, rule_state = tree.replace(_outputs(result), tensors)
+    return result._replace(meta_loss=meta_loss, fast=fast, rule_state=rule_state)
+
+
+RandomStates = list[tuple[int | None, Tensor]]
+
+
+def _random_states(tensors: tuple[Tensor, ...]) -> RandomStates:
+    """The state of torch's generators on the CPU (None) and on each CUDA device of the tensors."""
+    cuda = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
+    states: RandomStates = [(None, torch.get_rng_state())]
+    return states + [(index, torch.cuda.get_rng_state(index)) for index in cuda]
+
+
+def _set_random_states(states: RandomStates) -> None:
+    for device, state in states:
+        if device is None:
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, device)

@@ -1,0 +1,96 @@
+"""What is unrolled, and what an unroll leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalm.meta.fork import forward_copy
+from metalm.meta.parameters import Parameters
+from metalm.meta.tree import detach
+from metalm.meta.update_rule import AbstractUpdateRule, Coefficients, RuleState
+
+Batch = Any
+State = Any
+LossFunction = Callable[[Parameters, Batch, State], tuple[Tensor, Any, State]]
+"""loss(parameters, batch, state) -> (losses ``[rows]`` or scalar, anything to keep, next state)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerProblem:
+    """A sequence of losses and updates; every tensor that a meta-gradient may reach is a field."""
+
+    loss: LossFunction
+    rule: AbstractUpdateRule
+    batches: Sequence[Batch]
+    weights: Sequence[float]
+    """w_t, one a step."""
+    slow: Parameters
+    """W_0."""
+    rest: Parameters
+    """Parameters that do not adapt."""
+    fast: Parameters
+    """W at the first step."""
+    rule_state: RuleState
+    coefficients: Coefficients
+    """What the rule worked out for all steps."""
+    state: State
+    """What the loss carries from step to step."""
+
+    def part(self, start: int, stop: int) -> InnerProblem:
+        """The same problem with the batches from start to before stop."""
+        return replace(self, batches=self.batches[start:stop], weights=self.weights[start:stop])
+
+    def shared(self) -> Parameters:
+        """The parameters outside of the fast ones that the meta-gradient reaches."""
+        return {name: tensor for name, tensor in self.rest.items() if tensor.requires_grad}
+
+
+class Unrolled(NamedTuple):
+    """What an unroll leaves behind."""
+
+    meta_loss: Tensor
+    """Scalar, sum over steps of w_t times the sum over rows of l_t; differentiable at order 1."""
+    losses: Tensor
+    """``[steps, rows]`` (``[steps]`` for scalar losses), without history."""
+    aux: list[Any]
+    """What the loss gave to keep, by step, without history."""
+    fast: Parameters
+    """Fast weights after the last update, on the path from phi and W_0 at order 1."""
+    rule_state: RuleState
+    """The rule's state after the last update."""
+    state: State
+    """The loss's state after the last step, without history."""
+
+
+class InnerStep(NamedTuple):
+    """One loss and its gradient, everything without history."""
+
+    losses: Tensor
+    gradients: Parameters
+    """Of the summed losses, for each fast tensor and each shared one."""
+    aux: Any
+    state: State
+
+
+def inner_step(
+    problem: InnerProblem, fast: Parameters, shared: Parameters, batch: Batch, state: State
+) -> InnerStep:
+    """Take the loss on forward copies of the fast and the shared weights, and its gradient."""
+    leaves = {**forward_copy(shared), **forward_copy(fast)}
+    with torch.enable_grad():
+        losses, aux, state = problem.loss({**problem.rest, **leaves}, batch, state)
+        gradients = torch.autograd.grad(
+            losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+    named = dict(zip(leaves, gradients, strict=True))
+    return InnerStep(losses.detach(), named, detach(aux), detach(state))
+
+
+def weighted_sum(losses: Tensor, weights: Sequence[float]) -> Tensor:
+    """The meta-loss of losses ``[steps, rows]`` or ``[steps]``."""
+    return losses.reshape(len(weights), -1).sum(1) @ losses.new_tensor(weights)

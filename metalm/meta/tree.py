@@ -1,0 +1,46 @@
+"""Trees of tensors: tuples, named tuples, lists and mappings with tensors at their leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def transform(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same tree with every tensor replaced by function(tensor), in a fixed order.
+
+    Mappings become plain dicts unless they hold no tensor; whatever is not a tensor is kept.
+    """
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(transform(value, function) for value in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(transform(value, function) for value in tree)
+    if isinstance(tree, dict) and any(True for _ in tensors(tree)):
+        return {name: transform(value, function) for name, value in tree.items()}
+    return tree
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tree's tensors, in the order of `transform`."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tuple(tree.values())
+    if isinstance(tree, list | tuple):
+        return [tensor for value in tree for tensor in tensors(value)]
+    return []
+
+
+def detach(tree: Any) -> Any:
+    """The same tree, its tensors without history."""
+    return transform(tree, Tensor.detach)
+
+
+def replace(tree: Any, new: list[Tensor]) -> Any:
+    """The same tree with these tensors, in the order of `tensors`."""
+    remaining = iter(new)
+    return transform(tree, lambda _: next(remaining))
