@@ -1,0 +1,133 @@
+"""The arrows between the rooms, read from the imports; and no drawers."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("metalm", "data_prep")
+
+# What each room may import of ours besides itself. A domain may hand its results to the analysis,
+# which takes plain arrays and knows no domain; the domains never know each other.
+ARROWS = {
+    "metalm/meta": (),
+    "metalm/training": (),
+    "metalm/analysis": (),
+    "metalm/language": ("metalm.meta", "metalm.training", "metalm.analysis"),
+    "metalm/fewshot": ("metalm.meta", "metalm.training", "metalm.analysis"),
+    "metalm/learned_optimizers": ("metalm.meta", "metalm.training", "metalm.analysis"),
+    "data_prep": ("metalm.language.articles", "metalm.language.vocabulary"),
+}
+
+# What these rooms may import of others; the rest is free.
+PACKAGES = {
+    "metalm/meta": {"torch"},
+    "metalm/training": {"torch", "safetensors", "tqdm"},
+    "metalm/analysis": {"numpy", "matplotlib", "rich"},
+}
+
+DRAWERS = re.compile(r"_*(utils?|helpers?|common|misc|miscellaneous|stuff)_*")
+
+
+def imported(source: str) -> set[str]:
+    """Every module and name that the source imports, at any depth, with dots."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def forbidden(room: str, source: str) -> set[str]:
+    """What a file of this room imports although no arrow points there."""
+    allowed = (room.replace("/", "."), *ARROWS[room])
+    ours = {name for name in imported(source) if name.startswith(".") or name.split(".")[0] in OURS}
+    wrong = {name for name in ours if not any(within(name, package) for package in allowed)}
+    if room in PACKAGES:
+        tops = {name.split(".")[0] for name in imported(source) - ours}
+        wrong |= tops - PACKAGES[room] - set(sys.stdlib_module_names)
+    return wrong
+
+
+def room_files() -> list[tuple[str, Path]]:
+    return [
+        (room, path.relative_to(ROOT)) for room in ARROWS for path in (ROOT / room).rglob("*.py")
+    ]
+
+
+def python_files() -> list[Path]:
+    folders = ("metalm", "data_prep", "tests", "benchmarks")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return [path.relative_to(ROOT) for path in [*files, *ROOT.glob("*.py")]]
+
+
+@pytest.mark.parametrize(("room", "path"), room_files(), ids=str)
+def test_imports_follow_the_arrows(room, path):
+    assert forbidden(room, (ROOT / path).read_text(encoding="utf-8")) == set()
+
+
+def test_every_room_has_its_arrows():
+    rooms = {f"metalm/{path.parent.name}" for path in ROOT.glob("metalm/*/__init__.py")}
+    namespaces = {f"metalm/{path.parent.name}" for path in ROOT.glob("metalm/*/*.py")}
+    assert rooms | namespaces <= set(ARROWS)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import metalm.language.model",
+        "import metalm.language as text",
+        "from metalm.language.model import Model",
+        "from metalm import language",
+        "def late():\n    from metalm.language import model",
+        "from ..language import model",
+        "import data_prep",
+        "import numpy as np",
+        "from safetensors.torch import save_file",
+    ],
+)
+def test_a_wrong_import_into_the_core_is_caught(source):
+    assert forbidden("metalm/meta", source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import torch.nn as nn", "from metalm.meta import fork", "import math", "metalm = 'language'"],
+)
+def test_a_right_import_into_the_core_passes(source):
+    assert forbidden("metalm/meta", source) == set()
+
+
+def test_no_drawers():
+    names = {part for path in python_files() for part in (*path.parts[:-1], path.stem)}
+    assert {name for name in names if DRAWERS.fullmatch(name)} == set()
+
+
+def test_packages_are_declared():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = project["optional-dependencies"]["dev"]
+    programs = {path for path in python_files() if path.parts[0] not in ("tests", "benchmarks")}
+    for paths, lines in (
+        (programs, project["dependencies"]),
+        (python_files(), [*project["dependencies"], *extra]),
+    ):
+        declared = {re.split(r"[^\w-]", line)[0].replace("-", "_").lower() for line in lines}
+        declared = {{"markdown_it_py": "markdown_it"}.get(name, name) for name in declared}
+        found = {
+            name.split(".")[0]
+            for path in paths
+            for name in imported((ROOT / path).read_text(encoding="utf-8"))
+        }
+        local = {path.stem for path in python_files()} | {*OURS, "benchmarks", ""}
+        assert found - declared - local - set(sys.stdlib_module_names) == set()
