@@ -96,9 +96,10 @@ def synthetic_source(settings: SyntheticText | None = None) -> TextSource:
 def invent_names(settings: SyntheticText) -> list[str]:
     """The N names: two syllables each, all different."""
     syllables = ["".join(pair) for pair in itertools.product(CONSONANTS, VOWELS)]
-    names = ["".join(pair).capitalize() for pair in itertools.product(syllables, repeat=2)]
-    random.Random(f"{settings.seed} names").shuffle(names)
-    return names[: settings.num_names]
+    pairs = range(len(syllables) ** 2)
+    chosen = random.Random(f"{settings.seed} names").sample(pairs, settings.num_names)
+    halves = (divmod(pair, len(syllables)) for pair in chosen)
+    return [(syllables[first] + syllables[second]).capitalize() for first, second in halves]
 
 
 def best_losses(text: str, settings: SyntheticText) -> BestLosses:

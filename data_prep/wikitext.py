@@ -156,7 +156,7 @@ def _with_next(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Each line with the one after it; the last with an empty one."""
     now, ahead = tee(lines)
     next(ahead, None)
-    return zip(now, chain(ahead, [""]), strict=True)
+    return zip(now, chain(ahead, [""]), strict=False)
 
 
 def _is_heading(line: str) -> bool:
