@@ -84,11 +84,16 @@ def inner_step(
     leaves = {**forward_copy(shared), **forward_copy(fast)}
     with torch.enable_grad():
         losses, aux, state = problem.loss({**problem.rest, **leaves}, batch, state)
-        gradients = torch.autograd.grad(
-            losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
-        )
-    named = dict(zip(leaves, gradients, strict=True))
-    return InnerStep(losses.detach(), named, detach(aux), detach(state))
+        gradients = inner_gradient(losses.sum(), leaves)
+    return InnerStep(losses.detach(), gradients, detach(aux), detach(state))
+
+
+def inner_gradient(loss: Tensor, leaves: Parameters) -> Parameters:
+    """Gradients of the loss to its leaves, zeros where it does not depend; frees its graph."""
+    gradients = torch.autograd.grad(
+        loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(leaves, gradients, strict=True))
 
 
 def weighted_sum(losses: Tensor, weights: Sequence[float]) -> Tensor:

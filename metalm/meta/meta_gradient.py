@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from metalm.meta.inner_problem import InnerProblem, Unrolled, inner_step, weighted_sum
+from metalm.meta.inner_problem import (
+    InnerProblem,
+    Unrolled,
+    inner_gradient,
+    inner_step,
+    weighted_sum,
+)
 from metalm.meta.parameters import Parameters
 from metalm.meta.step_rule import AbstractStepRule
 from metalm.meta.step_sweep import swept_steps
 from metalm.meta.update_rule import AbstractUpdateRule
+
+__all__ = ["attach", "graph_steps", "inner_gradient", "method_of", "plain_steps"]
 
 Method = Callable[[InnerProblem], Unrolled]
 
@@ -41,16 +49,14 @@ def method_of(order: int, rule: AbstractUpdateRule) -> Method:
 @torch.no_grad()
 def plain_steps(problem: InnerProblem) -> Unrolled:
     """Adapt only: no meta-gradient, nothing kept."""
-    # The caller's tensors, which the in-place update must not touch.
-    fast = {name: tensor.detach().clone() for name, tensor in problem.fast.items()}
-    rule_state, state = problem.rule_state, problem.state
+    fast, rule_state, state = problem.fast, problem.rule_state, problem.state
     losses, aux = [], []
     for batch in problem.batches:
         taken = inner_step(problem, fast, {}, batch, state)
         losses.append(taken.losses)
         aux.append(taken.aux)
         state = taken.state
-        rule_state = problem.rule.update_(
+        fast, rule_state = problem.rule(
             fast, taken.gradients, problem.slow, rule_state, problem.coefficients
         )
     stacked = torch.stack(losses)

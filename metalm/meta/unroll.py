@@ -16,7 +16,7 @@ from metalm.meta.inner_problem import Batch, InnerProblem, LossFunction, State, 
 from metalm.meta.meta_gradient import method_of
 from metalm.meta.parameters import Parameters
 from metalm.meta.tree import detach
-from metalm.meta.update_rule import AbstractUpdateRule, RuleState
+from metalm.meta.update_rule import AbstractUpdateRule, Coefficients, RuleState
 
 __all__ = ["Batch", "LossFunction", "State", "Unrolled", "unroll"]
 
@@ -31,6 +31,7 @@ def unroll(
     *,
     fast: Parameters | None = None,
     rule_state: RuleState = None,
+    coefficients: Coefficients = None,
     rows: int | None = None,
     weights: Sequence[float] | None = None,
     order: int = 1,
@@ -47,6 +48,8 @@ def unroll(
         state: What the loss carries from step to step; the gradient does not cross steps in it.
         fast: W at the first step; W_0 by default.
         rule_state: The rule's state at the first step; its initial state by default.
+        coefficients: What ``rule.coefficients()`` gave; worked out here by default. Handing them
+            over spares work where many short unrolls share one phi.
         rows: Number of rows of fast weights when ``fast`` is not given; None for weights like W_0.
         weights: w_t of each step, 1 by default.
         order: Order of the meta-gradient, 0 for none or 1.
@@ -80,7 +83,7 @@ def unroll(
             rest=rest,
             fast=fast,
             rule_state=rule.initial_state(fast) if rule_state is None else rule_state,
-            coefficients=rule.coefficients(),
+            coefficients=rule.coefficients() if coefficients is None else coefficients,
             state=detach(state),
         )
         method = method_of(order, rule)
