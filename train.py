@@ -1,28 +1,116 @@
 """Train a language model that learns while it reads, and compare it with its rivals.
 
-    python train.py                                            # the embedded default, a few minutes
-    python train.py --preset small --data.source wikitext-2    # WikiText-2, about two hours on two cores
-    python train.py --preset small --dry-run                   # print the resolved configuration
+    python train.py                        # the embedded default: the documentation inside Python,
+    five minutes python train.py --data wikitext-2      # WikiText-2 from the hub, preset small,
+    about two hours on two cores python train.py --data FOLDER          # wiki.*.tokens files, or
+    your own .txt, .md or .jsonl articles python train.py --preset small --dry-run --base.rows 16
+      # print the resolved configuration
+
+Everything goes into one folder under runs/. The same command continues a run that was stopped.
 """
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
 import torch
+import tyro
+
 from data_prep.corpora import prepare
-from dataclasses import replace
-from metalm.language.articles import open_corpus
-from metalm.language.presets import PRESETS
+from metalm.language.articles import Corpus, open_corpus
+from metalm.language.experiment import evaluate, train
+from metalm.language.presets import PRESETS, ExperimentConfig, preset_named
 from metalm.language.run_folder import RunFolder
-from metalm.language.stages import Stages
+from metalm.language.stages import STAGES
 from metalm.training.allocator import keep_freed_memory
-if __name__ == "__main__":
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status (2: the input was wrong)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options, overrides = parse(arguments)
+    try:
+        config = configure(options, overrides)
+        print(json.dumps(dataclasses.asdict(config), indent=2))
+        if options.dry_run:
+            return 0
+        run(config, options, "python train.py " + shlex.join(arguments))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of this program, and what is left for the configuration."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="Any setting of the configuration may follow, such as --model.hidden-size 512 "
+        "(--dry-run prints them all).",
+    )
+    parser.add_argument(
+        "--preset", help=f"one of {', '.join(PRESETS)} (default: tiny for python-docs, else small)"
+    )
+    parser.add_argument("--data", help="name of a corpus, or path of a folder or .jsonl file")
+    parser.add_argument("--run", help="folder of the run (default: runs/ and the name of the data)")
+    parser.add_argument(
+        "--stages",
+        nargs="*",
+        default=list(STAGES),
+        help=f"trainings to run (default: {' '.join(STAGES)})",
+    )
+    parser.add_argument("--no-evaluation", action="store_true", help="train only")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and stop"
+    )
+    return parser.parse_known_args(arguments)
+
+
+def configure(options: argparse.Namespace, overrides: Sequence[str]) -> ExperimentConfig:
+    """The resolved configuration: preset, then --data, then the overrides."""
+    embedded = options.data in (None, "python-docs")
+    config = preset_named(options.preset or ("tiny" if embedded else "small"))
+    if options.data is not None:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, source=options.data)
+        )
+    return tyro.cli(ExperimentConfig, args=list(overrides), default=config, prog="python train.py")
+
+
+def open_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Corpus]:
+    """The corpus, prepared if need be, and the configuration with its vocabulary's size."""
+    data = config.data
+    folder = prepare(
+        data.source,
+        tokenizer=data.tokenizer,
+        vocabulary_size=config.model.vocabulary_size,
+        root=Path(data.root),
+    )
+    corpus = open_corpus(folder)
+    model = dataclasses.replace(config.model, vocabulary_size=corpus.vocabulary.size)
+    return dataclasses.replace(config, model=model), corpus
+
+
+def run(config: ExperimentConfig, options: argparse.Namespace, command: str) -> None:
+    """Prepares the data, trains, evaluates and reports."""
     keep_freed_memory()
-    src, stages, run = sys.argv[1:4]
-    config = PRESETS["small"]()
-    config = replace(config, data=replace(config.data, source=src))
-    torch.set_num_threads(int(sys.argv[4]))
-    corpus = open_corpus(prepare(src, tokenizer=config.data.tokenizer, vocabulary_size=config.model.vocabulary_size, root=Path(config.data.root)))
-    folder = RunFolder(run)
-    folder.write_configuration(config)
-    s = Stages(config, corpus, folder)
-    for name in stages.split(","):
-        s.train(name)
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
+    config, corpus = open_data(config)
+    folder = RunFolder(options.run or Path("runs") / Path(config.data.source).name)
+    train(config, corpus, folder, options.stages)
+    if not options.no_evaluation:
+        report = evaluate(config, corpus, folder, command=command)
+        print(f"report: {report}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,10 +2,11 @@
 
     python benchmarks/meta_step.py [--rows 16] [--unroll 4] [--adapt "*"] [--rounds 7]
 
-Three measurements take turns in one process: (a) forward and backward of `unroll` segments with weights of their own
-in every row, and nothing else; (b) the whole first-order meta-training step: the same passes, the updates, and the
-meta-gradient to the rule and to W_0, nothing recomputed; (c) ordinary training on the same tokens with weights that
-the rows share. Printed: medians in milliseconds, and the ratios b/a and b/c.
+Three measurements take turns in one process: (a) forward and backward of `unroll` segments with
+weights of their own in every row, and nothing else; (b) the whole first-order meta-training step:
+the same passes, the updates, and the meta-gradient to the rule and to W_0, nothing recomputed; (c)
+ordinary training on the same tokens with weights that the rows share. Printed: medians in
+milliseconds, and the ratios b/a and b/c.
 """
 
 from __future__ import annotations
@@ -106,9 +107,7 @@ def main() -> None:
     )
 
 
-def take_turns(
-    functions: list[Callable[[], None]], rounds: int, device: str
-) -> list[list[float]]:
+def take_turns(functions: list[Callable[[], None]], rounds: int, device: str) -> list[list[float]]:
     """Seconds of each function, the functions taking turns, after one warm-up round."""
     times: list[list[float]] = [[] for _ in functions]
     for number in range(rounds + 1):

@@ -1,7 +1,7 @@
 """Many articles at once: rows of a batch that articles enter, are read in, and leave.
 
-Each row reads one article from its start, segment after segment. A row whose article has ended takes the next one;
-when there is none left, the row leaves the batch.
+Each row reads one article from its start, segment after segment. A row whose article has ended
+takes the next one; when there is none left, the row leaves the batch.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class ArticleRows:
 
 
 def set_rows(tree: Any, rows: Sequence[int], value: Any) -> None:
-    """Writes `value` (without the leading dimension, or a number) into rows of every tensor, in place."""
+    """Writes `value`, which has no leading dimension, into rows of every tensor, in place."""
     for tensor, source in zip(_tensors(tree), _tensors(value), strict=True):
         for row in rows:
             tensor[row] = source

@@ -1,7 +1,8 @@
 """Ordinary training of the language model, with truncated backpropagation through time.
 
-The base model and its control come from one recipe: the control goes on, still without adaptation, for as many tokens
-as the meta-learner reads, under the same schedule. It is the base on which the rivals are run.
+The base model and its control come from one recipe: the control goes on, still without adaptation,
+for as many tokens as the meta-learner reads, under the same schedule. It is the base on which the
+rivals are run.
 """
 
 from __future__ import annotations
@@ -122,9 +123,7 @@ class BaseTraining:
         self.model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
             output = self.model(inputs, self.state)
-            loss = torch.nn.functional.cross_entropy(
-                output.logits.flatten(0, 1), targets.flatten()
-            )
+            loss = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), targets.flatten())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
@@ -157,4 +156,6 @@ class BaseTraining:
         self.optimizer.load_state_dict(tree["optimizer"])
         self.number, self.position = tree["number"], tree["position"]
         self.streams = TokenStreams(self.articles, self.config.rows, self.seed, self.number)
-        self.state = tuple(LayerState(*(part.to(device) for part in layer)) for layer in tree["state"])
+        self.state = tuple(
+            LayerState(*(part.to(device) for part in layer)) for layer in tree["state"]
+        )

@@ -3,8 +3,8 @@
     p(w) = (1 - lambda) p_model(w) + lambda p_cache(w)
     p_cache(w) = sum over past i of softmax_i(theta h_t . h_i) [x_{i+1} = w]
 
-over the last `window` pairs (h_i, x_{i+1}) whose token has been read (Grave, Joulin, Usunier 2017, equations 3 and 4).
-It needs no training and adds to any model, adapting or not.
+over the last `window` pairs (h_i, x_{i+1}) whose token has been read (Grave, Joulin, Usunier 2017,
+equations 3 and 4). It needs no training and adds to any model, adapting or not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class CacheConfig:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if not 0.0 <= self.share < 1.0:
-            raise ValueError(f"the cache's share is a probability; expected 0 <= share < 1, found {self.share}.")
+            raise ValueError(
+                f"the cache's share is a probability; expected 0 <= share < 1, found {self.share}."
+            )
         if self.window < 1:
             raise ValueError(f"the cache needs a window; expected at least 1, found {self.window}.")
 
@@ -47,7 +49,7 @@ class CacheMemory:
         self.tokens: Tensor | None = None
 
     def score(self, features: Tensor, targets: Tensor, thetas: Tensor) -> Tensor:
-        """Scores a segment, each token from the pairs before it, and then keeps the segment's pairs.
+        """Scores a segment, each token from the pairs before it, then keeps the segment's pairs.
 
         Args:
             features: [time, size], h_t.
@@ -55,16 +57,16 @@ class CacheMemory:
             thetas: [flatnesses].
 
         Returns:
-            log p_cache of each target, [flatnesses, time]: -inf where the token is not in the cache, nan where
-            the cache is still empty.
+            log p_cache of each target, [flatnesses, time]: -inf where the token is not in the
+            cache, nan where the cache is still empty.
         """
         time = len(targets)
         keys = features if self.keys is None else torch.cat((self.keys, features))
         tokens = targets if self.tokens is None else torch.cat((self.tokens, targets))
         past = len(tokens) - time
-        distance = torch.arange(past, past + time, device=tokens.device).unsqueeze(1) - torch.arange(
-            len(tokens), device=tokens.device
-        )
+        distance = torch.arange(past, past + time, device=tokens.device).unsqueeze(
+            1
+        ) - torch.arange(len(tokens), device=tokens.device)
         seen = (distance > 0) & (distance <= self.window)  # [time, past + time]
         products = features @ keys.t()
         scaled = thetas.view(-1, 1, 1) * products.masked_fill(~seen, -torch.inf)

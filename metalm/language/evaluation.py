@@ -1,16 +1,14 @@
 """From trained weights to scores: tune on validation articles, then read a split with every method.
 
-The static model, the rivals and metalm go through the same `Reader`; a method with a cache whose other settings are
-those of a method without one shares its reading.
+The static model, the rivals and metalm go through the same `Reader`; a method with a cache whose
+other settings are those of a method without one shares its reading.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,9 +58,20 @@ def tune_all(
     config: TuningConfig,
     mode: Mode,
     known: Trials | None = None,
-    report: Callable[[str, Trial], None] = lambda name, trial: None,
+    report: Callable[[str, Trial], None] | None = None,
+    keep: Callable[[Trials], None] | None = None,
 ) -> Trials:
-    """Trials of every way of learning whose model is there; those already known are kept."""
+    """Trials of every way of learning whose model is there; those already known are not repeated.
+
+    Args:
+        models: the trained weights.
+        articles: the validation articles.
+        config: text and grids.
+        mode: "reset" or "carry".
+        known: trials of an earlier call.
+        report: told every trial.
+        keep: told all trials whenever a way of learning is done.
+    """
     text = tuning_text(articles, config, mode)
     trials: Trials = dict(known or {})
     for name, learning, model in TUNED:
@@ -72,14 +81,17 @@ def tune_all(
             continue
 
         def tell(trial: Trial, name: str = name) -> None:
-            report(name, trial)
+            if report is not None:
+                report(name, trial)
 
         trials[name] = tune(models, learning, model, text, config, tell)
+        if keep is not None:
+            keep(trials)
     return trials
 
 
 def compared_methods(trials: Trials) -> list[Method]:
-    """The lines of the comparison, in the order of the tables, with the settings that validation chose."""
+    """The lines of the comparison, with the settings that validation chose."""
     methods: list[Method] = []
     for name, learning, model in TUNED:
         if name not in trials:
@@ -121,7 +133,7 @@ def score_split(
     articles: ArticleSet,
     mode: Mode,
     rows: int = 1,
-    progress: Callable[[str, int, float], None] = lambda name, tokens, nats: None,
+    progress: Callable[[str, int, float], None] | None = None,
 ) -> Scored:
     """Reads every article of a split with every method.
 
@@ -144,10 +156,11 @@ def score_split(
         caches = [method.cache for method in group if method.cache is not None]
         grid = _grid(caches)
         rule = models.rule(head)
-        reader = Reader(models.model(head), rule, models.fast_names, head.segment, grid)
+        reader = Reader(models.model(head), rule, models.fast_names(head), head.segment, grid)
 
         def tell(tokens: int, nats: float, name: str = head.name) -> None:
-            progress(name, tokens, nats)
+            if progress is not None:
+                progress(name, tokens, nats)
 
         reset_peak_memory()
         readings = reader.read(texts, rows, tell)
@@ -168,13 +181,15 @@ def score_split(
                 losses={
                     method.name: np.bincount(
                         article.words, losses[method.name][number], minlength=len(words)
-                    )
+                    ).astype(np.float64)
                     for method in methods
                 },
             )
         )
     names = tuple(method.name for method in methods)
-    return Scored(Scores(methods=names, articles=tuple(scored)), {name: cost[name] for name in names})
+    return Scored(
+        Scores(methods=names, articles=tuple(scored)), {name: cost[name] for name in names}
+    )
 
 
 def _sharing_a_reading(methods: Sequence[Method]) -> list[list[Method]]:
@@ -196,9 +211,7 @@ def _grid(caches: Sequence[CacheConfig]) -> CacheGrid | None:
     return CacheGrid(thetas=thetas, window=window)
 
 
-def _nats(
-    readings: Readings, method: Method, grid: CacheGrid | None
-) -> list[NDArray[np.float64]]:
+def _nats(readings: Readings, method: Method, grid: CacheGrid | None) -> list[NDArray[np.float64]]:
     if method.cache is None:
         return readings.nats
     assert grid is not None

@@ -1,8 +1,9 @@
 """Training the update rule, alone or together with the model's slow weights, by reading articles.
 
-A step reads `unroll` segments of every row: each segment is scored, then learnt from, and the meta-gradient of all
-scores goes through those updates (first order). Between steps the history is cut, not the reading: hidden states and
-fast weights go on, and what a row has learnt, its displacement from W_0, is held constant (`rebase`).
+A step reads `unroll` segments of every row: each segment is scored, then learnt from, and the
+meta-gradient of all scores goes through those updates (first order). Between steps the history is
+cut, not the reading: hidden states and fast weights go on, and what a row has learnt, its
+displacement from W_0, is held constant (`rebase`).
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ class RuleTrainingConfig:
     """Of Adam, for the rule's parameters (most of them logarithms)."""
     clip: float = 1.0
     """Highest norm of the rule's meta-gradient."""
-    adapt: tuple[str, ...] = ("*",)
-    """Patterns of the parameters that become fast."""
+    adapt: tuple[str, ...] = ("embedding.*", "decoder.*", "*input_weight", "*_bias")
+    """Patterns of the parameters that become fast: all but the recurrent weights, whose products
+    the rows then share.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,7 @@ class JointTrainingConfig(RuleTrainingConfig):
     """Updates through which the meta-gradient goes."""
     learning_rate: float = 0.01
     """Of Adam, for the rule's parameters."""
-    model_learning_rate: float = 2.5e-3
+    model_learning_rate: float = 5e-3
     """Highest rate of the schedule that W_0 goes on under (see the base)."""
     model_clip: float = 0.25
     """Highest norm of the meta-gradient of W_0."""
@@ -115,7 +118,7 @@ class MetaTraining:
         self.rule_state = rule.initial_state(self.fast)
 
     def _order(self) -> Iterator[int]:
-        """Articles in the order of entry: endless, each pass shuffled by the seed and its number."""
+        """Articles in the order of entry: endless, each pass shuffled by seed and number."""
         count = len(self.articles)
         while True:
             number, place = divmod(self.entered, count)
@@ -221,7 +224,9 @@ class MetaTraining:
         if self.model_optimizer is not None:
             self.model_optimizer.load_state_dict(tree["model_optimizer"])
         self.fast = {name: tree["fast"][name].to(device) for name in self.slow}
-        self.state = tuple(LayerState(*(part.to(device) for part in layer)) for layer in tree["state"])
+        self.state = tuple(
+            LayerState(*(part.to(device) for part in layer)) for layer in tree["state"]
+        )
         self.rule_state = tree["rule_state"]
         self.entered = tree["entered"]
         self.rows = ArticleRows(self.articles, self._order(), self.config.rows)

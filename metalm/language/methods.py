@@ -1,4 +1,4 @@
-"""What is compared: each method is a trained model, a way to learn while reading, and perhaps a cache."""
+"""What is compared: a trained model, a way to learn while reading, and perhaps a cache."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Learning = Literal["none", "sgd", "rms", "rule", "joint"]
 class Method:
     """One line of the comparison.
 
-    The settings that a way of learning understands: `rate`, `decay` (sgd, rms), `eps` in units of the mean RMS
-    (rms), `rate_scale` (rule, joint).
+    The settings that a way of learning understands: `rate`, `decay` (sgd, rms), `eps` in units of
+    the mean RMS (rms), `rate_scale` (rule, joint).
     """
 
     name: str
@@ -31,7 +31,9 @@ class Method:
     model: ModelName
     """Whose weights are W_0."""
     learning: Learning
-    """none; dynamic evaluation by sgd or rms; the rule trained with W_0 frozen, or jointly with it."""
+    """none; dynamic evaluation by sgd or rms; the rule trained with W_0 frozen, or jointly with
+    it.
+    """
     segment: int
     """Tokens between two updates."""
     settings: Mapping[str, float] = field(default_factory=dict)
@@ -44,8 +46,10 @@ class Method:
         return replace(self, **changes)
 
 
-# Where the search begins. The rates are for segments of 20: the rms numbers are the published ones for WikiText-2
-# (eta 3.1e-5 at segments of 5, lambda 1.4e-3) brought to 20; eps in units of the mean RMS has no published value.
+# Where the search begins. The rates are for segments of 20: the rms numbers are the published ones
+# for WikiText-2
+# (eta 3.1e-5 at segments of 5, lambda 1.4e-3) brought to 20; eps in units of the mean RMS has no
+# published value.
 STARTS: Mapping[Learning, Mapping[str, float]] = {
     "sgd": {"rate": 0.5, "decay": 1e-3},
     "rms": {"rate": 1.2e-4, "decay": 1e-3, "eps": 0.7},
@@ -73,14 +77,22 @@ class TrainedModels:
     """control and joint."""
     rules: Mapping[str, LearnedRates]
     """rule and joint."""
-    fast_names: tuple[str, ...]
-    """Parameters that adapt, the same in all methods."""
+    rival_names: tuple[str, ...]
+    """Parameters that dynamic evaluation adapts."""
     statistics: Mapping[int, Parameters]
     """Segment length -> RMS of the control's training gradients (for dynamic evaluation)."""
 
     def model(self, method: Method) -> LanguageModel:
         """The model that a method reads with."""
         return self.models[method.model]
+
+    def fast_names(self, method: Method) -> tuple[str, ...]:
+        """The parameters that a method adapts."""
+        if method.learning == "none":
+            return ()
+        if method.learning in ("sgd", "rms"):
+            return self.rival_names
+        return self.rules[method.learning].names
 
     def rule(self, method: Method) -> AbstractUpdateRule | None:
         """The update rule that a method learns by; None for a static one."""

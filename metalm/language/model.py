@@ -1,9 +1,10 @@
 """An LSTM language model whose weights may be shared by the rows of a batch or owned by each row.
 
-The regularisation is that of AWD-LSTM (Merity, Keskar, Socher 2018, section 4): variational ("locked") dropout on
-the activations, dropout on whole rows of the embedding, and DropConnect on the recurrent weights. Input and output
-embedding are one tensor. `forward` reads its parameters from the module, so that `torch.func.functional_call` can
-put fast weights in their place: any of them may come with a leading `rows` dimension.
+The regularisation is that of AWD-LSTM (Merity, Keskar, Socher 2018, section 4): variational
+("locked") dropout on the activations, dropout on whole rows of the embedding, and DropConnect on
+the recurrent weights. Input and output embedding are one tensor. `forward` reads its parameters
+from the module, so that `torch.func.functional_call` can put fast weights in their place: any of
+them may come with a leading `rows` dimension.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ class ModelOutput(NamedTuple):
 class LSTMLayer(nn.Module):
     """Owns the weights of one layer.
 
-    Initialised as `torch.nn.LSTM` (uniform in 1/sqrt(hidden)), with 1 added to the forget gate's bias (Jozefowicz,
-    Zaremba, Sutskever 2015, section 2.2): without it and the output bias below, long stretches of training are lost on
-    a plateau at the unigram loss.
+    Initialised as `torch.nn.LSTM` (uniform in 1/sqrt(hidden)), with 1 added to the forget gate's
+    bias (Jozefowicz, Zaremba, Sutskever 2015, section 2.2): without it and the output bias below,
+    long stretches of training are lost on a plateau at the unigram loss.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -93,22 +94,21 @@ class LSTMLayer(nn.Module):
     def forward(
         self, inputs: Tensor, state: LayerState, weight_dropout: float
     ) -> tuple[Tensor, LayerState]:
-        """Runs the layer over [time, rows, inputs]; `weight_dropout` acts on the recurrent weight."""
-        hidden_weight = self.hidden_weight
+        """Runs the layer over [time, rows, inputs], with DropConnect on the recurrent weight."""
+        hidden_weight: Tensor = self.hidden_weight
         if weight_dropout > 0.0:
             mask = hidden_weight.new_empty(hidden_weight.shape[-2:])
             mask.bernoulli_(1 - weight_dropout).div_(1 - weight_dropout)
             hidden_weight = hidden_weight * mask
-        weights = LayerWeights(
-            self.input_weight, hidden_weight, self.input_bias, self.hidden_bias
-        )
+        weights = LayerWeights(self.input_weight, hidden_weight, self.input_bias, self.hidden_bias)
         return lstm_layer(inputs, state, weights)
 
 
 class LanguageModel(nn.Module):
     """LSTM language model with tied embeddings.
 
-    Every row of a batch is one stream of text. `forward` takes the state and gives the next one; nothing is kept.
+    Every row of a batch is one stream of text. `forward` takes the state and gives the next one;
+    nothing is kept.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -116,6 +116,7 @@ class LanguageModel(nn.Module):
         self.config = config
         sizes = [config.hidden_size] * (config.num_layers - 1) + [config.embedding_size]
         inputs = [config.embedding_size, *sizes[:-1]]
+        self.layer_sizes = tuple(sizes)
         self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # as AWD-LSTM does
         self.layers = nn.ModuleList(
@@ -127,7 +128,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def start_from_frequencies(self, counts: Tensor) -> None:
-        """Sets the output bias to the log frequency of each token (plus one), so that training starts there.
+        """Sets the output bias to the log frequency of each token, so that training starts there.
 
         Args:
             counts: [vocabulary], how often each token stands in the training text.
@@ -139,7 +140,7 @@ class LanguageModel(nn.Module):
         like = self.embedding.weight
         return tuple(
             LayerState(like.new_zeros(rows, size), like.new_zeros(rows, size))
-            for size in (layer.hidden_size for layer in self.layers)  # type: ignore[misc]
+            for size in self.layer_sizes
         )
 
     def forward(self, tokens: Tensor, state: ModelState) -> ModelOutput:
@@ -179,7 +180,10 @@ def detach_state(state: ModelState) -> ModelState:
 
 
 def locked_dropout(values: Tensor, probability: float, training: bool) -> Tensor:
-    """Dropout with one mask a row for all time steps of [time, rows, size] (Gal and Ghahramani 2016)."""
+    """Dropout with one mask a row for all time steps of [time, rows, size].
+
+    Variational dropout of Gal and Ghahramani (2016), section 4.
+    """
     if not training or probability == 0.0:
         return values
     mask = values.new_empty(1, *values.shape[1:]).bernoulli_(1 - probability)
@@ -201,9 +205,10 @@ def tied_logits(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class _LookupOfTied(torch.autograd.Function):
     """Rows of a tied embedding, and the embedding itself handed on to the softmax.
 
-    The softmax's gradient of the tied tensor is dense; the lookup's touches a few rows of it. Because the lookup
-    hands the tensor on, it receives that dense gradient and adds its own rows in place: with weights per article this
-    saves a `rows x vocabulary x size` buffer and two passes over it.
+    The softmax's gradient of the tied tensor is dense; the lookup's touches a few rows of it.
+    Because the lookup hands the tensor on, it receives that dense gradient and adds its own rows in
+    place: with weights per article this saves a `rows x vocabulary x size` buffer and two passes
+    over it.
     """
 
     @staticmethod
@@ -219,9 +224,7 @@ class _LookupOfTied(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(  # type: ignore[override]
-        ctx: Any, grad_vectors: Tensor, grad_weight: Tensor
-    ) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_vectors: Tensor, grad_weight: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         size = ctx.weight_shape[-1]
         grad_weight = grad_weight.contiguous()

@@ -6,7 +6,7 @@ A preset is a function, so that one can be derived from another with `dataclasse
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from metalm.language.base_training import BaseTrainingConfig
@@ -68,8 +68,16 @@ class ExperimentConfig:
 
 
 def tiny() -> ExperimentConfig:
-    """The embedded default: minutes on two cores."""
-    return ExperimentConfig(preset="tiny")
+    """The embedded default: the documentation inside Python, five minutes on two cores."""
+    return ExperimentConfig(
+        preset="tiny",
+        model=ModelConfig(vocabulary_size=3000, embedding_size=128, hidden_size=256),
+        base=BaseTrainingConfig(tokens=1_500_000, rows=16, window=48, learning_rate=5e-3),
+        rule=RuleTrainingConfig(tokens=40_000, rows=8, learning_rate=0.05),
+        joint=JointTrainingConfig(tokens=200_000, rows=8, model_learning_rate=5e-3),
+        tuning=TuningConfig(articles=8, tokens=500, segments=(20,), rule_segments=(20,)),
+        evaluation=EvaluationConfig(modes=("reset",), rows=8),
+    )
 
 
 def small() -> ExperimentConfig:
@@ -81,3 +89,14 @@ def small() -> ExperimentConfig:
 
 
 PRESETS: dict[str, Callable[[], ExperimentConfig]] = {"tiny": tiny, "small": small}
+
+
+def preset_named(name: str) -> ExperimentConfig:
+    """The preset of that name.
+
+    Raises:
+        ValueError: there is none; the message lists the names.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset; expected one of {', '.join(PRESETS)}, found {name!r}.")
+    return PRESETS[name]()

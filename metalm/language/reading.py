@@ -1,9 +1,9 @@
 """Reading: every token is scored once, and a segment is learnt from only after it has been scored.
 
-One code path serves all methods. The static model reads without learning; dynamic evaluation and metalm differ in
-the update rule alone; the cache looks at the same features. What is read is a list of token arrays: the articles of a
-split (`reset`: every memory starts anew with each), or all of them laid end to end (`carry`: nothing says where
-one ends).
+One code path serves all methods. The static model reads without learning; dynamic evaluation and
+metalm differ in the update rule alone; the cache looks at the same features. What is read is a list
+of token arrays: the articles of a split (`reset`: every memory starts anew with each), or all of
+them laid end to end (`carry`: nothing says where one ends).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Reader:
         was_training = self.model.training
         self.model.eval()
         batch_rows = ArticleRows(texts, iter(range(len(texts))), min(rows, max(1, len(texts))))
-        progress = progress or (lambda tokens, nats: None)
+        progress = progress or _silent
         scores = _Scores(texts, self.cache)
         fallbacks = 0
         try:
@@ -135,7 +135,10 @@ class Reader:
         }
         rule_state = None if self.rule is None else self.rule.initial_state(fast)
         return _Memory(
-            self.model.initial_state(count), fast, rule_state, [self._new_cache() for _ in range(count)]
+            self.model.initial_state(count),
+            fast,
+            rule_state,
+            [self._new_cache() for _ in range(count)],
         )
 
     def _new_cache(self) -> CacheMemory | None:
@@ -144,8 +147,8 @@ class Reader:
     def _score_and_learn(self, batch: SegmentBatch, memory: _Memory) -> SegmentScore:
         if self.rule is None:
             with torch.no_grad():
-                _, score, memory.state = self.loss(self.rest, batch, memory.state)
-            return score
+                _, said, memory.state = self.loss(self.rest, batch, memory.state)
+            return said
         unrolled = unroll(
             self.loss,
             self.rule,
@@ -162,14 +165,15 @@ class Reader:
             unrolled.rule_state,
             unrolled.state,
         )
-        return unrolled.aux[0]  # type: ignore[no-any-return]
+        score: SegmentScore = unrolled.aux[0]
+        return score
 
     @torch.no_grad()
     def _fall_back(self, batch: SegmentBatch, score: SegmentScore, memory: _Memory) -> int:
         """Puts rows whose rule blew up back to W_0 and a zero hidden state; says how many.
 
-        The segment keeps the score that it got. What counts are weights that are not finite, and a segment
-        far worse than a uniform guess: both are known before the next segment is scored.
+        The segment keeps the score that it got. What counts are weights that are not finite, and a
+        segment far worse than a uniform guess: both are known before the next segment is scored.
         """
         if self.rule is None:
             return 0
@@ -261,17 +265,23 @@ def select_first(tree: ModelState | Tensor | None) -> object:
     return tuple(select_first(value) for value in tree)  # type: ignore[arg-type]
 
 
+def _silent(tokens: int, nats: float) -> None:
+    del tokens, nats
+
+
 def _check(texts: Sequence[NDArray[np.int32]], vocabulary_size: int) -> None:
     for number, text in enumerate(texts):
         if len(text) == 0:
             raise ValueError(
-                f"nothing to read in text {number}; expected at least one token, found none; leave empty "
+                f"nothing to read in text {number}; expected at least one token, found none; leave "
+                f"empty "
                 "articles out"
             )
         outside = np.flatnonzero((text < 0) | (text >= vocabulary_size))
         if len(outside) > 0:
             raise ValueError(
                 f"a token of text {number} is beyond the model's vocabulary; expected ids in [0, "
-                f"{vocabulary_size}), found {int(text[outside[0]])} at position {int(outside[0])}; use the "
+                f"{vocabulary_size}), found {int(text[outside[0]])} at position {int(outside[0])}; "
+                f"use the "
                 "corpus and tokenizer that the model was trained with"
             )

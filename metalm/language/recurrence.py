@@ -1,10 +1,10 @@
 """One LSTM layer over one segment, with weights shared by the rows or owned by each row.
 
-A row is one article of a batch. Where every row has the same weights the fused kernel behind `torch.nn.LSTM` is
-fastest. Where a weight differs per row it is a batched product, and autograd through a loop over time would add a
-`rows x |W|` gradient at every step; so `_RowLSTM` has its own backward for the whole segment: it keeps the gates,
-walks back through time with products of the size of the state, and forms each weight gradient as ONE batched
-product over time.
+A row is one article of a batch. Where every row has the same weights the fused kernel behind
+`torch.nn.LSTM` is fastest. Where a weight differs per row it is a batched product, and autograd
+through a loop over time would add a `rows x |W|` gradient at every step; so `_RowLSTM` has its own
+backward for the whole segment: it keeps the gates, walks back through time with products of the
+size of the state, and forms each weight gradient as ONE batched product over time.
 
 Shapes: `time`, `rows`, `inputs`, `hidden`; gates are ordered i, f, g, o as in `torch.nn.LSTM`.
 """
@@ -82,9 +82,7 @@ def shared_lstm(
     return outputs, LayerState(hidden.squeeze(0), cell.squeeze(0))
 
 
-def row_lstm(
-    inputs: Tensor, state: LayerState, weights: LayerWeights
-) -> tuple[Tensor, LayerState]:
+def row_lstm(inputs: Tensor, state: LayerState, weights: LayerWeights) -> tuple[Tensor, LayerState]:
     """Batched products, for weights of which at least one differs per row."""
     bias = weights.input_bias + weights.hidden_bias
     outputs, hidden, cell = _RowLSTM.apply(
@@ -99,7 +97,7 @@ def _apply_weight(rows_first: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weight_gradient(gate_gradients: Tensor, values: Tensor, per_row: bool) -> Tensor:
-    """Gradient of a weight from [rows, time, out] and [rows, time, in], as one product over time."""
+    """Gradient of a weight from [rows, time, out] and [rows, time, in]: one product over time."""
     if per_row:
         return torch.bmm(gate_gradients.transpose(1, 2), values)
     return gate_gradients.flatten(0, 1).t() @ values.flatten(0, 1)
@@ -108,8 +106,10 @@ def _weight_gradient(gate_gradients: Tensor, values: Tensor, per_row: bool) -> T
 def _row_groups(hidden_weight: Tensor, rows: int) -> list[slice]:
     """How rows share the loop over time.
 
-    A shared recurrent weight is one product for all rows. Recurrent weights of their own are read again at every
-    step: on a CPU one row after the other keeps its weight in cache, on a GPU all rows go in one batched product.
+    A shared recurrent weight is one product for all rows. Recurrent weights of their own are read
+    again at every
+    step: on a CPU one row after the other keeps its weight in cache, on a GPU all rows go in one
+    batched product.
     """
     if hidden_weight.dim() == 3 and hidden_weight.device.type == "cpu":
         return [slice(row, row + 1) for row in range(rows)]
@@ -133,7 +133,9 @@ class _RowLSTM(torch.autograd.Function):
         size = hidden.shape[-1]
         rows_first = inputs.transpose(0, 1).contiguous()
         gates = _apply_weight(rows_first, input_weight)
-        gates += bias.unsqueeze(-2)  # [4 hidden] -> [1, 4 hidden]; [rows, 4 hidden] -> [rows, 1, 4 hidden]
+        gates += bias.unsqueeze(
+            -2
+        )  # [4 hidden] -> [1, 4 hidden]; [rows, 4 hidden] -> [rows, 1, 4 hidden]
         gates = gates.transpose(0, 1).contiguous()  # [time, rows, 4 hidden]
         hiddens = gates.new_empty(time + 1, rows, size)
         cells = gates.new_empty(time + 1, rows, size)
@@ -142,15 +144,13 @@ class _RowLSTM(torch.autograd.Function):
             weight = hidden_weight if hidden_weight.dim() == 2 else hidden_weight[group]
             for step in range(time):
                 _forward_step(step, group, gates, hiddens, cells, weight)
-        ctx.save_for_backward(
-            rows_first, input_weight, hidden_weight, gates, hiddens, cells
-        )
+        ctx.save_for_backward(rows_first, input_weight, hidden_weight, gates, hiddens, cells)
         ctx.bias_per_row = bias.dim() == 2
         return hiddens[1:], hiddens[time].clone(), cells[time].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad_outputs: Tensor, grad_hidden: Tensor, grad_cell: Tensor
     ) -> tuple[Tensor | None, ...]:
         rows_first, input_weight, hidden_weight, gates, hiddens, cells = ctx.saved_tensors
@@ -158,7 +158,8 @@ class _RowLSTM(torch.autograd.Function):
         size = four // 4
         i, f, g, o = gates.split(size, dim=-1)
         tanh_cell = cells[1:].tanh()
-        # d(gate before its nonlinearity), as factors of dc (i, f, g) and of dh (o): the part without recurrence.
+        # d(gate before its nonlinearity), as factors of dc (i, f, g) and of dh (o): the part
+        # without recurrence.
         factors = torch.stack(
             (g * i * (1 - i), cells[:-1] * f * (1 - f), i * (1 - g * g), tanh_cell * o * (1 - o)),
             dim=2,

@@ -1,12 +1,16 @@
 """A run's folder: its configuration, and the weights that its stages leave.
 
-    configuration.json      what the run was asked for
-    base.safetensors        the language model after ordinary training
-    control.safetensors     the same, gone on with ordinary training for as many tokens as `joint`: the rivals' base
-    rule.safetensors        the update rule, trained with the base frozen
-    joint.safetensors       model and rule, trained together
-    statistics.safetensors  RMS of the training set's gradients, for each model that needs them
-    stages/NAME/            checkpoints and metrics of a training
+configuration.json      what the run was asked for
+vocabulary/             the tokenizer
+base.safetensors        the language model after ordinary training
+control.safetensors     the same, gone on with ordinary training for as many tokens as `joint`: the
+rivals' base rule.safetensors        the update rule, trained with the base frozen
+joint.safetensors       model and rule, trained together
+statistics-N.safetensors  RMS of the training set's gradients at segments of N, for dynamic
+evaluation tuning-MODE.json        every trial on validation articles
+scores-SPLIT-MODE.npz   the loss of every word, for every method
+report-SPLIT/           results.json, plots and report.md
+stages/NAME/            checkpoints and metrics of a training
 """
 
 from __future__ import annotations
@@ -38,6 +42,11 @@ class RunFolder:
         """Where the configuration lies."""
         return self.folder / "configuration.json"
 
+    @property
+    def vocabulary_path(self) -> Path:
+        """Where the vocabulary lies that the models were trained with."""
+        return self.folder / "vocabulary"
+
     def write_configuration(self, config: Any) -> None:
         """Writes the configuration, or checks that it is the one already there.
 
@@ -50,8 +59,10 @@ class RunFolder:
             differing = sorted(_differences(found, wanted))
             if differing:
                 raise ValueError(
-                    f"{self.folder} belongs to another run; expected the same configuration, found other "
-                    f"values for {', '.join(differing)}; choose another folder with --run, or repeat that run's "
+                    f"{self.folder} belongs to another run; expected the same configuration, found "
+                    f"other "
+                    f"values for {', '.join(differing)}; choose another folder with --run, or "
+                    f"repeat that run's "
                     "options to continue it"
                 )
             return
@@ -70,7 +81,8 @@ class RunFolder:
             return dict(json.loads(self.configuration_path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{self.folder} is not the folder of a run; expected a readable configuration.json, found "
+                f"{self.folder} is not the folder of a run; expected a readable "
+                f"configuration.json, found "
                 f"'{error}'; pass a folder that train.py wrote, such as runs/python-docs"
             ) from error
 
@@ -98,7 +110,8 @@ class RunFolder:
         """
         if not self.has(name):
             raise ValueError(
-                f"the run {self.folder} has no {name!r} yet; expected {self.weights(name)}, found nothing; "
+                f"the run {self.folder} has no {name!r} yet; expected {self.weights(name)}, found "
+                f"nothing; "
                 f"run train.py with the same options and --stages {name}"
             )
         return checkpoint.load(self.weights(name))

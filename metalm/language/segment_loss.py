@@ -25,7 +25,8 @@ class SegmentScore(NamedTuple):
 class SegmentLoss:
     """Loss of a segment per row: the sum of its tokens' losses over the length of a full segment.
 
-    So each token moves the weights equally far; in a full segment it is the mean, as Krause et al. have it.
+    So each token moves the weights equally far; in a full segment it is the mean, as Krause et al.
+    have it.
 
     Args:
         model: called with the parameters it is given.
@@ -42,14 +43,21 @@ class SegmentLoss:
         output = call(self.model, parameters, batch.inputs, state)
         nats = token_nats(output.logits, batch.targets) * batch.mask
         losses = nats.sum(0) / self.segment
-        return losses, SegmentScore(nats.detach(), output.features.detach(), ), output.state
+        return (
+            losses,
+            SegmentScore(
+                nats.detach(),
+                output.features.detach(),
+            ),
+            output.state,
+        )
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     """Minus log probability of each target, [time, rows], in nats.
 
-    Where the logits are not finite the model has said nothing, and the uniform distribution speaks for it: the
-    choice does not look at the target.
+    Where the logits are not finite the model has said nothing, and the uniform distribution speaks
+    for it: the choice does not look at the target.
     """
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     nats = torch.nn.functional.cross_entropy(

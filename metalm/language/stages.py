@@ -1,19 +1,18 @@
-"""The trainings of an experiment: base, control, rule, joint. Each leaves one file and can be resumed.
+"""The trainings of an experiment: each leaves one file and can be resumed.
 
     base      ordinary training on the articles that are not held out
     control   goes on from the base with ordinary training on all articles: what the rivals run on
     rule      the update rule, on the held-out articles, the base frozen
     joint     rule and W_0 together, with reading in the loop, on all articles: metalm
 
-`control` and `joint` read as many tokens under the same learning-rate schedule, so that the comparison between
-them is a comparison of methods.
+`control` and `joint` read as many tokens under the same learning-rate schedule, so that the
+comparison between them is a comparison of methods.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,8 @@ class Stages:
         """
         if name not in STAGES:
             raise ValueError(
-                f"unknown stage; expected some of {', '.join(STAGES)}, found {name!r}; correct --stages"
+                f"unknown stage; expected some of {', '.join(STAGES)}, found {name!r}; correct "
+                f"--stages"
             )
         if self.folder.has(name):
             return
@@ -73,7 +73,7 @@ class Stages:
         return base.steps(base.tokens), base.steps(self.config.joint.tokens)
 
     def _schedule(self, done: int, step: int) -> float:
-        """Share of the highest rate after `done` steps of the whole schedule and a share of the next part."""
+        """Share of the highest rate at a step of a training that begins after `done` steps."""
         base = self.config.base
         return one_cycle((done + step) / sum(self._total_steps), base.warm_up, base.final_rate)
 
@@ -159,7 +159,7 @@ class Stages:
         self._save("joint", model=model.state_dict(), rule=rule.state_dict())
 
     def _new_rule(self, model: LanguageModel) -> LearnedRates:
-        """The rule before training: a member of Krause's family, with statistics of the training set."""
+        """The rule before training, with statistics of the base's training articles."""
         config = self.config.rule
         names = choose(model, config.adapt)
         rms = gradient_rms(model, self.base_articles, names, config.segment)
@@ -215,7 +215,8 @@ def hold_out(count: int, share: float, seed: int) -> tuple[Sequence[int], Sequen
     kept = max(1, round(count * share))
     if count - kept < 1:
         raise ValueError(
-            f"too few training articles; expected at least 2, found {count}; add articles to the training text"
+            f"too few training articles; expected at least 2, found {count}; add articles to the "
+            f"training text"
         )
     order = np.random.default_rng([seed, count]).permutation(count)
     return sorted(int(i) for i in order[kept:]), sorted(int(i) for i in order[:kept])

@@ -1,4 +1,4 @@
-"""What is counted on the training text: how often each token occurs, and the RMS of the gradients."""
+"""What is counted on the training text: token frequencies and the RMS of the gradients."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def gradient_rms(
 ) -> Parameters:
     """RMS over batches of the gradient of a batch's mean token loss, without dropout.
 
-    As Krause et al. have it: `rows` parallel streams of training text, segments as long as in reading, hidden states
-    carried. They go through the whole training set; `batches` of them, spread over it, estimate the same mean.
+    As Krause et al. have it: `rows` parallel streams of training text, segments as long as in
+    reading, hidden states carried. They go through the whole training set; `batches` of them,
+    spread over it, estimate the same mean.
 
     Args:
         model: not changed.

@@ -25,8 +25,8 @@ def load_trained(
     Args:
         folder: the run.
         config: its configuration.
-        training_articles: for the gradient statistics of dynamic evaluation, which are worked out once and kept in
-            the folder; None where they are there already.
+        training_articles: for the gradient statistics of dynamic evaluation, which are worked out
+            once and kept in the folder; None where they are there already.
 
     Raises:
         ValueError: a stage has not finished, a file is damaged, or the weights are of another size.
@@ -36,7 +36,9 @@ def load_trained(
     for name in ("control", "joint"):
         if folder.has(name):
             models[name] = load_model(folder, name, config)
-    names = choose(LanguageModel(config.model), config.rule.adapt)
+    empty = LanguageModel(config.model)
+    names = choose(empty, config.rule.adapt)
+    rival_names = choose(empty, config.tuning.adapt)
     for name in ("rule", "joint"):
         if folder.has(name):
             rules[name] = load_rule(folder, name, config, names)
@@ -44,17 +46,20 @@ def load_trained(
         folder.load("control")  # says what is missing
     wanted = sorted({*config.tuning.segments})
     statistics = {
-        segment: control_statistics(folder, config, models["control"], names, segment, training_articles)
+        segment: control_statistics(
+            folder, config, models["control"], rival_names, segment, training_articles
+        )
         for segment in wanted
     }
-    return TrainedModels(models=models, rules=rules, fast_names=names, statistics=statistics)
+    return TrainedModels(models=models, rules=rules, rival_names=rival_names, statistics=statistics)
 
 
 def load_model(folder: RunFolder, name: str, config: ExperimentConfig) -> LanguageModel:
     """The language model of a stage, ready to read.
 
     Raises:
-        ValueError: the weights do not fit the configuration; the message names the first that differs.
+        ValueError: the weights do not fit the configuration; the message names the first that
+            differs.
     """
     tree = unpack(*folder.load(name))
     model = LanguageModel(config.model)
@@ -94,14 +99,13 @@ def control_statistics(
     return {name: tensors[name].to(config.device) for name in names}
 
 
-def _check_shapes(
-    folder: RunFolder, name: str, expected: Parameters, found: Parameters
-) -> None:
+def _check_shapes(folder: RunFolder, name: str, expected: Parameters, found: Parameters) -> None:
     for key in sorted(expected.keys() | found.keys()):
         wanted = tuple(expected[key].shape) if key in expected else "nothing"
         given = tuple(found[key].shape) if key in found else "nothing"
         if wanted != given:
             raise ValueError(
-                f"{folder.weights(name)} does not fit the configuration; expected {key} of shape {wanted}, "
+                f"{folder.weights(name)} does not fit the configuration; expected {key} of shape "
+                f"{wanted}, "
                 f"found {given}; use the preset and the overrides that the run was trained with"
             )

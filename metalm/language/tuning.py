@@ -1,8 +1,9 @@
 """Choosing the settings of every method on validation articles, with the same care for each.
 
-The search walks: it multiplies or divides one setting at a time by a factor, goes on while the perplexity falls, and
-ends with a round of half steps. Every trial is also mixed with the cache over a grid of theta and lambda, so that a
-method with a cache has settings of its own. All trials are recorded.
+The search walks: it multiplies or divides one setting at a time by a factor, goes on while the
+perplexity falls, and ends with a round of half steps. Every trial is also mixed with the cache over
+a grid of theta and lambda, so that a method with a cache has settings of its own. All trials are
+recorded.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class TuningConfig:
     """Validation articles, spread evenly over the split."""
     tokens: int = 2000
     """Tokens read of each, from its start."""
+    adapt: tuple[str, ...] = ("*",)
+    """Patterns of the parameters that dynamic evaluation adapts (Krause et al.: all)."""
     segments: tuple[int, ...] = (20, 10, 5)
     """Segment lengths tried for dynamic evaluation."""
     rule_segments: tuple[int, ...] = (20, 10)
@@ -95,7 +98,7 @@ def try_method(
     """Reads the tuning text once, and mixes the result with every cache of the grid."""
     grid = CacheGrid(thetas=config.thetas, window=config.window)
     rule = models.rule(method)
-    reader = Reader(models.model(method), rule, models.fast_names, method.segment, grid)
+    reader = Reader(models.model(method), rule, models.fast_names(method), method.segment, grid)
     readings = reader.read(text.texts, config.rows)
     cache, nats = best_cache(readings, config)
     return Trial(
@@ -134,7 +137,8 @@ def search(
     Args:
         evaluate: reads the tuning text with these settings.
         start: where to begin.
-        steps: factor by which each setting moves; halved (its square root) after a round without gain.
+        steps: factor by which each setting moves; halved (its square root) after a round without
+            gain.
         halvings: how often the factors are halved.
 
     Returns:
@@ -148,25 +152,29 @@ def search(
             trials[key] = evaluate(dict(key))
         return trials[key].perplexity
 
-    current, best = dict(start), value(start)
+    current = dict(start)
     for halving in range(halvings + 1):
-        improved = True
-        while improved:
-            improved = False
-            for name in start:
-                factor = steps[name] ** (0.5**halving)
-                for direction in (factor, 1 / factor):
-                    while True:
-                        candidate = {**current, name: current[name] * direction}
-                        found = value(candidate)
-                        if not found < best:
-                            break
-                        current, best, improved = candidate, found, True
-                        if halving > 0:
-                            break
-            if halving > 0:
+        factors = {name: steps[name] ** 0.5**halving for name in start}
+        while True:
+            after = _round(value, current, factors)
+            if after == current:
                 break
+            current = after
     return list(trials.values())
+
+
+def _round(
+    value: Callable[[Settings], float], settings: Settings, factors: Settings
+) -> dict[str, float]:
+    """Moves each setting in turn, up or down by its factor as long as the value falls."""
+    current = dict(settings)
+    for name, factor in factors.items():
+        for direction in (factor, 1 / factor):
+            best = value(current)
+            while value({**current, name: current[name] * direction}) < best:
+                current[name] *= direction
+                best = value(current)
+    return current
 
 
 def tune(
@@ -175,12 +183,12 @@ def tune(
     model: ModelName,
     text: TuningText,
     config: TuningConfig,
-    report: Callable[[Trial], None] = lambda trial: None,
+    report: Callable[[Trial], None] | None = None,
 ) -> list[Trial]:
     """All trials of one way of learning, over its segment lengths.
 
-    The first segment length is searched in full; for shorter ones rate and decay shrink with the segment, as Krause et
-    al. have it, and the rate is searched again.
+    The first segment length is searched in full; for shorter ones rate and decay shrink with the
+    segment, as Krause et al. have it, and the rate is searched again.
     """
 
     def evaluate_at(segment: int) -> Callable[[Settings], Trial]:
@@ -189,7 +197,8 @@ def tune(
                 name="", model=model, learning=learning, segment=segment, settings=settings
             )
             trial = try_method(models, method, text, config)
-            report(trial)
+            if report is not None:
+                report(trial)
             return trial
 
         return evaluate

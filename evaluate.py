@@ -1,0 +1,84 @@
+"""Score a trained run: every method on every article, tables and plots.
+
+    python evaluate.py runs/python-docs                         # the test articles of the run's own
+    data python evaluate.py runs/python-docs --split valid
+    python evaluate.py runs/wikitext-2 --data FOLDER            # another text, read with the run's
+    tokenizer
+
+Settings are tuned on validation articles of the run's own data, once, before anything is scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from data_prep.corpora import prepare
+from metalm.language.articles import open_corpus
+from metalm.language.configuration import from_json
+from metalm.language.experiment import SPLITS, evaluate
+from metalm.language.presets import ExperimentConfig
+from metalm.language.run_folder import RunFolder
+from metalm.training.allocator import keep_freed_memory
+
+MODES = ("reset", "carry")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status (2: the input was wrong)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse(arguments)
+    try:
+        report = run(options, "python evaluate.py " + shlex.join(arguments))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"report: {report}")
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of this program."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", help="folder that train.py wrote")
+    parser.add_argument("--data", help="another corpus (name or path); default: the run's own")
+    parser.add_argument("--split", default="test", choices=SPLITS, help="which articles are scored")
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="reading modes (default: both)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="processor threads (default: torch's choice)"
+    )
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, command: str) -> Path:
+    """Loads the run and its data, and evaluates."""
+    keep_freed_memory()
+    folder = RunFolder(options.run)
+    config = from_json(ExperimentConfig, folder.read_configuration())
+    threads = options.threads or config.threads
+    if threads > 0:
+        torch.set_num_threads(threads)
+    corpus = open_corpus(
+        prepare(
+            config.data.source,
+            tokenizer=config.data.tokenizer,
+            vocabulary_size=config.model.vocabulary_size,
+            root=Path(config.data.root),
+        )
+    )
+    return evaluate(
+        config, corpus, folder, split=options.split, modes=options.modes, command=command
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

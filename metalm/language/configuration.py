@@ -1,0 +1,37 @@
+"""From stored JSON back to configuration dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+Configuration = TypeVar("Configuration")
+
+
+def from_json(kind: type[Configuration], value: Mapping[str, Any], path: str = "") -> Configuration:
+    """Builds a (nested) dataclass from the JSON that `dataclasses.asdict` gave.
+
+    Raises:
+        ValueError: a setting that the dataclass does not have; the message lists those it has.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(value.keys() - fields)
+    if unknown:
+        raise ValueError(
+            f"unknown setting {path}{unknown[0]}; expected {', '.join(sorted(fields))}; the run "
+            f"was made by another "
+            "version of metalm"
+        )
+    built: dict[str, Any] = {}
+    for name, item in value.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            built[name] = from_json(hint, item, f"{path}{name}.")
+        elif isinstance(item, list):
+            built[name] = tuple(item)
+        else:
+            built[name] = item
+    return kind(**built)

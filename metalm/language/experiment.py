@@ -1,0 +1,135 @@
+"""One experiment on text: train, tune on validation articles, score a split, report.
+
+Everything is kept in the run's folder as it is finished, and what is there already is not done
+again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metalm.analysis.report import write_report
+from metalm.analysis.scores import Scores
+from metalm.analysis.tables import print_tables
+from metalm.language.articles import ArticleSet, Corpus
+from metalm.language.evaluation import Scored, Trials, compared_methods, score_split, tune_all
+from metalm.language.methods import TrainedModels
+from metalm.language.presets import ExperimentConfig
+from metalm.language.run_folder import RunFolder
+from metalm.language.stages import Stages
+from metalm.language.trained import load_trained
+from metalm.language.tuning import Trial, trial_from_json, trial_to_json
+from metalm.training.record import Progress
+
+SPLITS = ("valid", "test")
+
+
+def train(
+    config: ExperimentConfig, corpus: Corpus, folder: RunFolder, stages: Sequence[str]
+) -> None:
+    """Runs these trainings one after the other; each goes on where it was stopped."""
+    folder.write_configuration(config)
+    corpus.vocabulary.save(folder.vocabulary_path)
+    trainings = Stages(config, corpus, folder)
+    for name in stages:
+        trainings.train(name)
+
+
+def tune(
+    config: ExperimentConfig, models: TrainedModels, corpus: Corpus, folder: RunFolder, mode: str
+) -> Trials:
+    """Tunes every method for one reading mode on validation articles; keeps all trials."""
+    path = folder.folder / f"tuning-{mode}.json"
+    known: Trials = {}
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        known = {name: [trial_from_json(t) for t in trials] for name, trials in stored.items()}
+
+    def keep(trials: Trials) -> None:
+        content = {name: [trial_to_json(t) for t in found] for name, found in trials.items()}
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    def report(name: str, trial: Trial) -> None:
+        text = "".join(f", {key} {value:.3g}" for key, value in sorted(trial.settings.items()))
+        print(
+            f"tuning ({mode}) {name}, segments of {trial.segment}{text}: perplexity "
+            f"{trial.perplexity:.2f}, with cache {trial.cached_perplexity:.2f}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return tune_all(models, corpus.valid, config.tuning, mode, known, report, keep)
+
+
+def score(
+    config: ExperimentConfig,
+    models: TrainedModels,
+    trials: Trials,
+    articles: ArticleSet,
+    folder: RunFolder,
+    split: str,
+    mode: str,
+) -> Scored:
+    """Scores a split in one mode; kept in scores-SPLIT-MODE.npz and cost-SPLIT-MODE.json."""
+    stem = folder.folder / f"scores-{split}-{mode}.npz"
+    cost_path = folder.folder / f"cost-{split}-{mode}.json"
+    if stem.exists() and cost_path.exists():
+        return Scored(Scores.load(stem), json.loads(cost_path.read_text(encoding="utf-8")))
+    methods = compared_methods(trials)
+    total = articles.num_tokens
+    bars: dict[str, Progress] = {}
+
+    def progress(name: str, tokens: int, nats: float) -> None:
+        if name not in bars:
+            bars[name] = Progress(f"{split}, {mode}: {name}", total)
+        bars[name].update(tokens, tokens=tokens, values={"loss": nats / tokens})
+
+    scored = score_split(models, methods, articles, mode, config.evaluation.rows, progress)
+    for bar in bars.values():
+        bar.close()
+    scored.scores.save(stem)
+    cost_path.write_text(json.dumps(scored.cost, indent=1) + "\n", encoding="utf-8")
+    return scored
+
+
+def evaluate(
+    config: ExperimentConfig,
+    corpus: Corpus,
+    folder: RunFolder,
+    *,
+    split: str = "test",
+    modes: Sequence[str] | None = None,
+    command: str = "",
+) -> Path:
+    """Tunes if need be, scores a split in every mode, prints the tables and writes the report.
+
+    Returns:
+        The path of report.md.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split; expected {' or '.join(SPLITS)}, found {split!r}.")
+    trainings = Stages(config, corpus, folder)
+    models = load_trained(folder, config, trainings.base_articles)
+    scored: dict[str, Scored] = {}
+    for mode in modes or config.evaluation.modes:
+        trials = tune(config, models, corpus, folder, mode)
+        scored[mode] = score(config, models, trials, getattr(corpus, split), folder, split, mode)
+    scores = {mode: found.scores for mode, found in scored.items()}
+    cost = {mode: found.cost for mode, found in scored.items()}
+    print_tables(scores, cost)
+    configuration: dict[str, Any] = dataclasses.asdict(config)
+    return write_report(
+        scores,
+        folder.folder / f"report-{split}",
+        configuration=configuration,
+        cost=cost,
+        command=command,
+    )
