@@ -24,7 +24,7 @@ from metalm.language.model import LanguageModel, ModelState
 from metalm.language.segment_loss import SegmentLoss, SegmentScore
 from metalm.meta.parameters import Parameters, split
 from metalm.meta.unroll import unroll
-from metalm.meta.update_rule import AbstractUpdateRule, RuleState
+from metalm.meta.update_rule import AbstractUpdateRule, Coefficients, RuleState
 
 # A row whose segment is worse than this many times the uniform guess has lost its way.
 _LOST = 2.0
@@ -134,11 +134,14 @@ class Reader:
             for name, weight in self.slow.items()
         }
         rule_state = None if self.rule is None else self.rule.initial_state(fast)
+        with torch.no_grad():
+            coefficients = None if self.rule is None else self.rule.coefficients()
         return _Memory(
             self.model.initial_state(count),
             fast,
             rule_state,
             [self._new_cache() for _ in range(count)],
+            coefficients,
         )
 
     def _new_cache(self) -> CacheMemory | None:
@@ -158,7 +161,9 @@ class Reader:
             memory.state,
             fast=memory.fast,
             rule_state=memory.rule_state,
+            coefficients=memory.coefficients,
             order=0,
+            overwrite=True,
         )
         memory.fast, memory.rule_state, memory.state = (
             unrolled.fast,
@@ -212,6 +217,7 @@ class Reader:
             select_rows(memory.fast, keep),
             select_rows(memory.rule_state, keep),
             [memory.caches[row] for row in keep],
+            memory.coefficients,
         )
 
 
@@ -223,6 +229,8 @@ class _Memory:
     fast: Parameters
     rule_state: RuleState
     caches: list[CacheMemory | None]
+    coefficients: Coefficients
+    """What the rule worked out once for the whole reading."""
 
 
 class _Scores:

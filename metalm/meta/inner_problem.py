@@ -40,6 +40,8 @@ class InnerProblem:
     """What the rule worked out for all steps."""
     state: State
     """What the loss carries from step to step."""
+    overwrite: bool = False
+    """Whether the updates are written into ``fast`` (order 0)."""
 
     def part(self, start: int, stop: int) -> InnerProblem:
         """The same problem with the batches from start to before stop."""

@@ -56,9 +56,11 @@ def plain_steps(problem: InnerProblem) -> Unrolled:
         losses.append(taken.losses)
         aux.append(taken.aux)
         state = taken.state
-        fast, rule_state = problem.rule(
-            fast, taken.gradients, problem.slow, rule_state, problem.coefficients
-        )
+        update = (fast, taken.gradients, problem.slow, rule_state, problem.coefficients)
+        if problem.overwrite:
+            rule_state = problem.rule.update_(*update)
+        else:
+            fast, rule_state = problem.rule(*update)
     stacked = torch.stack(losses)
     return Unrolled(weighted_sum(stacked, problem.weights), stacked, aux, fast, rule_state, state)
 

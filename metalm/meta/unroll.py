@@ -36,6 +36,7 @@ def unroll(
     weights: Sequence[float] | None = None,
     order: int = 1,
     segment: int | None = None,
+    overwrite: bool = False,
 ) -> Unrolled:
     """Take the losses and the updates of a sequence of batches, each loss before its update.
 
@@ -55,6 +56,7 @@ def unroll(
         order: Order of the meta-gradient, 0 for none or 1.
         segment: Keep W and the states at every so many updates only, and recompute the rest in the
             backward pass.
+        overwrite: At order 0, write the updates into ``fast`` itself: no second copy in memory.
 
     Returns:
         The meta-loss and everything that the next unroll needs.
@@ -85,6 +87,7 @@ def unroll(
             rule_state=rule.initial_state(fast) if rule_state is None else rule_state,
             coefficients=rule.coefficients() if coefficients is None else coefficients,
             state=detach(state),
+            overwrite=overwrite,
         )
         method = method_of(order, rule)
         if segment is None or order == 0:
