@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
-        measure(*options.one, options)
+        measure(options.one[0], options.one[1], options)
         return
     print("updates K  checkpoint every  extra peak MiB  seconds")
     for updates in options.updates:

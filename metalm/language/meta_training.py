@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from torch import Tensor
 
 from metalm.language.article_batches import ArticleRows, set_rows
 from metalm.language.articles import ArticleSet
+from metalm.language.methods import STARTS
 from metalm.language.model import LanguageModel
 from metalm.language.recurrence import LayerState
 from metalm.language.segment_loss import SegmentLoss
 from metalm.meta.fork import rebase
 from metalm.meta.parameters import Parameters, split
+from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.unroll import unroll
 from metalm.meta.update_rule import AbstractUpdateRule
 from metalm.training.state import pack, unpack
@@ -39,11 +41,11 @@ class RuleTrainingConfig:
     """Articles read at once, each with its own fast weights."""
     segment: int = 20
     """Tokens between two updates of the fast weights."""
-    unroll: int = 8
+    unroll: int = 16
     """Updates through which the meta-gradient goes."""
     checkpoint_every: int = 0
     """Keep the fast weights at every so many updates and recompute the rest; 0 keeps all."""
-    learning_rate: float = 0.02
+    learning_rate: float = 0.03
     """Of Adam, for the rule's parameters (most of them logarithms)."""
     clip: float = 1.0
     """Highest norm of the rule's meta-gradient."""
@@ -51,6 +53,8 @@ class RuleTrainingConfig:
     """Patterns of the parameters that become fast: all but the recurrent weights, whose products
     the rows then share.
     """
+    granularity: Literal["tensor", "row", "coordinate"] = "row"
+    """What has a rate and a decay of its own; a row of the embedding is a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +65,9 @@ class JointTrainingConfig(RuleTrainingConfig):
     """Tokens read; the control of the base reads as many."""
     rows: int = 16
     """Articles read at once, each with its own fast weights."""
-    unroll: int = 4
+    unroll: int = 8
     """Updates through which the meta-gradient goes."""
-    learning_rate: float = 0.01
+    learning_rate: float = 0.005
     """Of Adam, for the rule's parameters."""
     model_learning_rate: float = 5e-3
     """Highest rate of the schedule that W_0 goes on under (see the base)."""
@@ -71,6 +75,20 @@ class JointTrainingConfig(RuleTrainingConfig):
     """Highest norm of the meta-gradient of W_0."""
     dropout: bool = False
     """Whether the model reads with its dropout."""
+
+
+def starting_rule(rms: Parameters, config: RuleTrainingConfig) -> LearnedRates:
+    """The rule before training: Krause's, with the settings at which the search for his begins.
+
+    Args:
+        rms: RMS of the training set's gradients, for each tensor that adapts.
+        config: says what has a rate of its own.
+    """
+    mean = float(sum(tensor.mean() for tensor in rms.values()) / len(rms))
+    start = STARTS["rms"]
+    return LearnedRates.from_krause(
+        rms, start["rate"], start["decay"], start["eps"] * mean, config.granularity
+    )
 
 
 class MetaTraining:

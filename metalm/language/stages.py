@@ -20,7 +20,7 @@ import torch
 
 from metalm.language.articles import ArticleSet, Corpus
 from metalm.language.base_training import BaseTraining, one_cycle
-from metalm.language.meta_training import MetaTraining, RuleTrainingConfig
+from metalm.language.meta_training import MetaTraining, RuleTrainingConfig, starting_rule
 from metalm.language.model import LanguageModel
 from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
@@ -163,7 +163,7 @@ class Stages:
         config = self.config.rule
         names = choose(model, config.adapt)
         rms = gradient_rms(model, self.base_articles, names, config.segment)
-        return LearnedRates(rms)
+        return starting_rule(rms, config)
 
     # ---- shared ----
 
@@ -189,13 +189,18 @@ class Stages:
     def _relevant(self, name: str) -> dict[str, Any]:
         """The part of the configuration that a stage's numbers depend on."""
         config = self.config
-        parts: dict[str, Any] = {"model": config.model, "data": config.data, "base": config.base}
+        parts: dict[str, Any] = {"model": config.model, "base": config.base}
         if name in ("rule", "joint"):
             parts["rule"] = config.rule
         settings = {part: asdict(value) for part, value in parts.items()}
         if name == "joint":
             settings["joint"] = asdict(config.joint)
-        return settings | {"seed": config.seed, "joint_tokens": config.joint.tokens}
+        return settings | {
+            "seed": config.seed,
+            "held_out": config.data.held_out,
+            "joint_tokens": config.joint.tokens,
+            "corpus": self.corpus.manifest["identity"],
+        }
 
     def _save(self, name: str, **tree: Any) -> None:
         tensors, meta = pack(tree)

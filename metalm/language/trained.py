@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from metalm.language.articles import ArticleSet
+from metalm.language.meta_training import starting_rule
 from metalm.language.methods import TrainedModels
 from metalm.language.model import LanguageModel
 from metalm.language.presets import ExperimentConfig
@@ -74,7 +75,8 @@ def load_rule(
     """The update rule of a stage."""
     tree = unpack(*folder.load(name))
     slow, _ = split(LanguageModel(config.model), list(names))
-    rule = LearnedRates({name: torch.ones_like(weight) for name, weight in slow.items()})
+    ones = {name: torch.ones_like(weight) for name, weight in slow.items()}
+    rule = starting_rule(ones, config.rule)
     _check_shapes(folder, name, rule.state_dict(), tree["rule"])
     rule.load_state_dict(tree["rule"])
     return rule.to(config.device).requires_grad_(False)
