@@ -1,9 +1,9 @@
 """Score a trained run: every method on every article, tables and plots.
 
-    python evaluate.py runs/python-docs                         # the test articles of the run's own
-    data python evaluate.py runs/python-docs --split valid
-    python evaluate.py runs/wikitext-2 --data FOLDER            # another text, read with the run's
-    tokenizer
+    python evaluate.py runs/python-docs                         # the test articles of its own data
+    python evaluate.py runs/python-docs --split valid
+    python evaluate.py runs/python-docs --tune                  # only choose settings
+    python evaluate.py runs/wikitext-2 --data FOLDER            # other text, with its tokenizer
 
 Settings are tuned on validation articles of the run's own data, once, before anything is scored.
 """
@@ -21,7 +21,7 @@ import torch
 from data_prep.corpora import prepare
 from metalm.language.articles import open_corpus
 from metalm.language.configuration import from_json
-from metalm.language.experiment import SPLITS, evaluate
+from metalm.language.experiment import SPLITS, evaluate, tune_run
 from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
 from metalm.training.allocator import keep_freed_memory
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(arguments)
     try:
-        report = run(options, "python evaluate.py " + shlex.join(arguments))
+        written = run(options, "python evaluate.py " + shlex.join(arguments))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"report: {report}")
+    print(written)
     return 0
 
 
@@ -52,6 +52,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run", help="folder that train.py wrote")
     parser.add_argument("--data", help="another corpus (name or path); default: the run's own")
     parser.add_argument("--split", default="test", choices=SPLITS, help="which articles are scored")
+    parser.add_argument(
+        "--tune", action="store_true", help="choose settings on validation articles and stop"
+    )
     parser.add_argument("--modes", nargs="+", choices=MODES, help="reading modes (default: both)")
     parser.add_argument(
         "--threads", type=int, default=0, help="processor threads (default: torch's choice)"
@@ -60,7 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, command: str) -> Path:
-    """Loads the run and its data, and evaluates."""
+    """Loads the run and its data, and evaluates; returns the report, or the run once tuned."""
     keep_freed_memory()
     folder = RunFolder(options.run)
     config = from_json(ExperimentConfig, folder.read_configuration())
@@ -75,6 +78,9 @@ def run(options: argparse.Namespace, command: str) -> Path:
             root=Path(config.data.root),
         )
     )
+    if options.tune:
+        tune_run(config, corpus, folder, options.modes)
+        return folder.folder
     return evaluate(
         config, corpus, folder, split=options.split, modes=options.modes, command=command
     )

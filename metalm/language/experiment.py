@@ -100,6 +100,17 @@ def score(
     return scored
 
 
+def tune_run(
+    config: ExperimentConfig, corpus: Corpus, folder: RunFolder, modes: Sequence[str] | None = None
+) -> dict[str, Trials]:
+    """Tunes every method in every mode, as far as the run is trained; keeps all trials."""
+    models = load_trained(folder, config, Stages(config, corpus, folder).base_articles)
+    return {
+        mode: tune(config, models, corpus, folder, mode)
+        for mode in modes or config.evaluation.modes
+    }
+
+
 def evaluate(
     config: ExperimentConfig,
     corpus: Corpus,

@@ -85,6 +85,7 @@ def small() -> ExperimentConfig:
     return ExperimentConfig(
         preset="small",
         data=DataConfig(source="wikitext-2"),
+        tuning=TuningConfig(articles=6, tokens=1500),
     )
 
 
