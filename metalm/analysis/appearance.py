@@ -26,6 +26,8 @@ WITH_CACHE = " + cache"
 INK = "#333333"
 DOTS_PER_INCH = 150
 PANEL_WIDTH, PANEL_HEIGHT = 6.2, 4.9
+# Inches that a legend's entry takes: its line, a letter of its text (rounded up), and its height.
+LEGEND_HANDLE, LEGEND_LETTER, LEGEND_ROW = 0.65, 0.085, 0.2
 
 # Any: matplotlib's own types of the keys differ from version to version.
 SETTINGS: Any = {
@@ -102,13 +104,17 @@ def new_panels(modes: Mapping[str, object], label: str) -> tuple[Figure, list[Ax
     return figure, axes
 
 
-def place_legend(figure: Figure, axes: Sequence[Axes], columns: int = 4) -> None:
-    """One legend for all panels, below them."""
+def place_legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all panels, below them, with as many columns as the width allows."""
     entries: dict[str, Artist] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
+        widest = LEGEND_HANDLE + LEGEND_LETTER * max(len(label) for label in entries)
+        columns = max(1, int(figure.get_figwidth() / widest))
+        rows = -(-len(entries) // columns)
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(0, rows - 2))
         figure.legend(
             list(entries.values()),
             list(entries),
@@ -144,7 +150,9 @@ def draw_bars(axis: Axes, places: FloatArray, intervals: Sequence[Interval], loo
     """Vertical bars over the intervals that have bounds."""
     for place, interval in zip(places, intervals, strict=True):
         if interval.low is not None and interval.high is not None:
-            axis.vlines(place, interval.low, interval.high, color=look.colour, linewidth=1.3)
+            axis.vlines(
+                place, interval.low, interval.high, color=look.colour, linewidth=1.3, zorder=1.5
+            )
 
 
 def side_by_side(number: int) -> FloatArray:

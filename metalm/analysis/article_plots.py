@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from metalm.analysis.appearance import (
     INK,
@@ -23,7 +23,6 @@ from metalm.analysis.appearance import (
 )
 from metalm.analysis.plain_text import in_plot
 from metalm.analysis.position_plots import GAIN_LABEL
-from metalm.analysis.positions import short
 from metalm.analysis.results import Results
 from metalm.analysis.succession import Succession, letter
 
@@ -92,8 +91,10 @@ def gain_by_article(results: Mapping[str, Results], drawn: Mapping[str, Look]) -
                 alpha=0.8,
             )
         draw_zero(axis)
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(int(value))))
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel("words in the article")
     place_legend(figure, axes)
     return figure

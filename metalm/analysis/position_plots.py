@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from metalm.analysis.appearance import (
     Look,
@@ -23,6 +23,8 @@ from metalm.analysis.plain_text import in_plot
 from metalm.analysis.positions import ByPosition
 
 GAIN_LABEL = "gain over static (nats per word)"
+# Below this quotient of its ends a logarithmic axis would show too few of the round numbers.
+NARROW = 1.7
 RIVAL_LABEL = "gain over the best rival (nats per word)"
 
 
@@ -34,11 +36,12 @@ def perplexity_by_position(modes: Mapping[str, ByPosition], drawn: Mapping[str, 
         for method, values in bins.perplexity.items():
             draw_line(axis, places, values, drawn[method], in_plot(method))
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.yaxis.set_minor_formatter(NullFormatter())
         _name_bins(axis, bins, axis is axes[0])
+    low, high = axes[0].get_ylim()
+    wide = LogLocator(subs=(1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
+    axes[0].yaxis.set_major_locator(wide if high > NARROW * low else MaxNLocator(6))
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes[0].yaxis.set_minor_locator(NullLocator())
     place_legend(figure, axes)
     return figure
 

@@ -1,11 +1,12 @@
 """Printed tables (rich), and the same tables as Markdown."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import NamedTuple
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +20,7 @@ Cost = Mapping[str, Mapping[str, float]]
 ABSENT = "—"
 LONGEST_NAME = 80
 LONGEST_NOTE = 800
+NARROWEST_HEADER = 12
 
 
 class Grid(NamedTuple):
@@ -41,7 +43,7 @@ def summary_grid(scores: Scores, mode: str) -> Grid:
         )
         for row in summarise(scores)
     ]
-    header = ("method", "perplexity", "gain [95 % interval]", "of best rival")
+    header = ("method", "perplexity", "gain [95 % interval]", "ratio to best rival")
     return Grid(f"Perplexity per word and gain: {mode}", header, rows, summary_note(scores))
 
 
@@ -127,22 +129,13 @@ def cost_grid(cost: Cost, mode: str, baseline: str = "static") -> Grid:
     rows = [
         (
             method,
-            _number(measured.get("tokens_per_second"), "{:,.0f}"),
-            _quotient(measured, reference, "tokens_per_second"),
-            _number(measured.get("peak_memory_bytes"), "{:,.0f}", 2**-20),
-            _quotient(measured, reference, "peak_memory_bytes"),
-            _number(measured.get("fallbacks"), "{:,.0f}"),
+            _measured(measured, reference, "tokens_per_second"),
+            _measured(measured, reference, "peak_memory_bytes", 2**-20),
+            f"{measured['fallbacks']:,.0f}" if "fallbacks" in measured else ABSENT,
         )
         for method, measured in cost.items()
     ]
-    header = (
-        "method",
-        "tokens/s",
-        "of static",
-        "peak MiB",
-        "of static",
-        "fallbacks",
-    )
+    header = ("method", f"tokens/s (of {baseline})", f"peak MiB (of {baseline})", "fallbacks")
     note = (
         "Peak memory in MiB. Fallbacks: how often fast weights blew up and an article fell back "
         "to the slow ones."
@@ -158,11 +151,13 @@ def to_rich(grid: Grid) -> Table:
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
     )
     for index, name in enumerate(grid.header):
-        table.add_column(
-            Text(shown(name)), justify="left" if index == 0 else "right", no_wrap=index == 0
-        )
+        widest = max((len(row[index]) for row in grid.rows), default=0)
+        lines = wrap(shown(name), max(widest, NARROWEST_HEADER))
+        justify: JustifyMethod = "left" if index == 0 else "right"
+        table.add_column(Text("\n".join(lines)), justify=justify, no_wrap=index == 0)
     for row in grid.rows:
         table.add_row(*(Text(shown(cell)) for cell in row))
     return table
@@ -207,11 +202,10 @@ def interval_text(interval: Interval) -> str:
     return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def _number(value: float | None, form: str, scale: float = 1.0) -> str:
-    return ABSENT if value is None else form.format(value * scale)
-
-
-def _quotient(measured: Mapping[str, float], reference: Mapping[str, float], key: str) -> str:
-    if not reference.get(key) or key not in measured:
+def _measured(
+    measured: Mapping[str, float], reference: Mapping[str, float], key: str, scale: float = 1.0
+) -> str:
+    if key not in measured:
         return ABSENT
-    return f"{measured[key] / reference[key]:.2f}"
+    quotient = f" ({measured[key] / reference[key]:.2f})" if reference.get(key) else ""
+    return f"{measured[key] * scale:,.0f}{quotient}"

@@ -71,9 +71,9 @@ def test_cost_is_divided_by_that_of_static():
         "cache": {},
     }
     rows = {row[0]: row[1:] for row in cost_grid(cost, "reset").rows}
-    assert rows["metalm"] == ("200", "0.25", "3", "1.50", "2")
-    assert rows["static"] == ("800", "1.00", "2", "1.00", "—")
-    assert rows["cache"] == ("—",) * 5
+    assert rows["metalm"] == ("200 (0.25)", "3 (1.50)", "2")
+    assert rows["static"] == ("800 (1.00)", "2 (1.00)", "—")
+    assert rows["cache"] == ("—",) * 3
 
 
 def test_a_single_static_method_has_a_table():
