@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "EXPERIMENTS.md")
 EXAMPLE, TESTS = "sh run_example.sh", "sh run_tests.sh"
 # Written by the programs, so not in the tree.
-WRITTEN = ("runs/", "data/", ".venv/", "report.md", "metrics.jsonl", "results.json")
+WRITTEN = ("runs/", "data/", ".venv/", "report.md", "metrics.jsonl", "results.json", "tuning-")
 SKIPPED = {".venv", ".git", "runs", "data", "build", "dist", "node_modules", ".pytest_cache"}
 
 
@@ -35,8 +35,9 @@ def read(name: str) -> str:
 
 
 def blocks(text: str) -> list[str]:
-    """The fenced code blocks."""
-    return re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    """The code blocks, fenced and indented."""
+    fenced = re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [*fenced, *re.findall(r"(?<=\n\n)(?: {4}.*\n)+", text)]
 
 
 def named_paths(text: str) -> set[str]:
