@@ -99,7 +99,13 @@ def count(source: TextSource) -> Counts:
     words = dict.fromkeys(SPLITS, 0)
     distinct: set[str] = set()
     for split in SPLITS:
-        for article in source.splits[split]():
+        rows = tqdm(
+            source.splits[split](),
+            desc=f"{source.name} {split}: counting",
+            unit="article",
+            disable=None,
+        )
+        for article in rows:
             found = split_words(article.text)
             if not article.text.strip():
                 raise ValueError(
@@ -157,7 +163,7 @@ def write(source: TextSource, folder: Path, kind: Kind, size: int) -> dict[str, 
         for split in SPLITS:
             articles = tqdm(
                 source.splits[split](),
-                desc=f"{source.name} {split}",
+                desc=f"{source.name} {split}: writing",
                 total=counts.articles[split],
                 unit="article",
                 disable=None,

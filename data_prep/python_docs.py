@@ -20,7 +20,8 @@ import tokenize
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from pydoc_data.topics import topics
+
+from tqdm import tqdm
 
 from data_prep.prepared import TextArticle, TextSource
 from data_prep.random_split import split_indices
@@ -70,8 +71,10 @@ def read_articles(library: Path, minimum_words: int) -> list[TextArticle]:
         library: folder of the standard library.
         minimum_words: shorter articles are left out.
     """
+    topics = help_topics()
     found = [TextArticle(f"topic {name}", plain_text(topics[name])) for name in sorted(topics)]
-    for path in sorted(library.rglob("*.py")):
+    paths = sorted(library.rglob("*.py"))
+    for path in tqdm(paths, desc="reading the standard library", unit="file", disable=None):
         parts = path.relative_to(library).with_suffix("").parts
         if LEFT_OUT.intersection(parts) or any(part.startswith("config-") for part in parts):
             continue
@@ -92,6 +95,15 @@ def without_repeats(articles: Iterable[TextArticle]) -> Iterator[TextArticle]:
         lines = article.text.splitlines(keepends=True)
         yield TextArticle(article.title, "".join(line for line in lines if line not in seen))
         seen.update(line for line in lines if len(line.split()) >= REPEAT_WORDS)
+
+
+def help_topics() -> dict[str, str]:
+    """Help topics by name; a Python that was installed without them has none."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return {}
+    return topics
 
 
 def docstrings(path: Path) -> list[str]:

@@ -1,10 +1,13 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from data_prep import corpora
 from data_prep.__main__ import main
 from data_prep.corpora import NAMED, prepare
+from data_prep.prepared import write
 from data_prep.synthetic import SyntheticText, best_losses, synthetic_source
 from metalm.language.articles import open_corpus
 
@@ -91,6 +94,24 @@ def test_a_prepared_folder_is_its_own_source(tmp_path):
     assert prepare(str(folder), tokenizer="bpe", vocabulary_size=300, root="nowhere") == folder
     with pytest.raises(ValueError, match=r"another tokenizer; expected {'kind': 'word'}, found"):
         prepare(str(folder), tokenizer="word", root=tmp_path)
+
+
+def test_two_preparations_at_once_write_once(tmp_path, monkeypatch):
+    written = []
+
+    def write_slowly(*arguments):
+        written.append(arguments)
+        time.sleep(0.1)
+        return write(*arguments)
+
+    monkeypatch.setattr(corpora, "write", write_slowly)
+    with ThreadPoolExecutor(3) as pool:
+        tasks = [
+            pool.submit(prepare, "synthetic", tokenizer="word", root=tmp_path) for _ in range(3)
+        ]
+        folders = {task.result() for task in tasks}
+    assert folders == {tmp_path / "synthetic-word"}
+    assert len(written) == 1
 
 
 def test_an_unknown_corpus(tmp_path):
