@@ -1,0 +1,193 @@
+"""Tiny models and texts, and an independent reading of them: one article, one token at a time."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from metalm.language.articles import SCHEMA, ArticleSet
+from metalm.language.model import LanguageModel, ModelConfig
+from metalm.meta.rules.gradient_descent import GradientDescent
+from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.meta.rules.rms_decay import RmsDecay
+
+SIZES = {"vocabulary_size": 11, "embedding_size": 3, "hidden_size": 5, "num_layers": 2}
+NO_DROPOUT = {"input_dropout": 0.0, "hidden_dropout": 0.0, "output_dropout": 0.0}
+
+
+def _tiny_model(seed=0, dtype=torch.float64, **changes):
+    """A model whose logits differ by about 1, in evaluation mode."""
+    torch.manual_seed(seed)
+    model = LanguageModel(ModelConfig(**SIZES | NO_DROPOUT | changes)).to(dtype).eval()
+    with torch.no_grad():
+        model.embedding.weight.mul_(10)
+        model.decoder.bias.normal_(0, 0.5)
+    return model
+
+
+@pytest.fixture
+def tiny_model():
+    return _tiny_model
+
+
+@pytest.fixture
+def texts():
+    """Token arrays of different lengths, one of them a single token."""
+    random = np.random.default_rng(5)
+    lengths = (7, 1, 13, 5, 10)
+    return [random.integers(0, 11, length).astype(np.int32) for length in lengths]
+
+
+@pytest.fixture
+def article_set():
+    """Builds a set of articles from token arrays, each token a word."""
+
+    def build(texts):
+        rows = [
+            {
+                "title": f"article {number}",
+                "text": " ".join("w" * int(token + 1) for token in tokens),
+                "tokens": tokens.tolist(),
+                "words": list(range(len(tokens))),
+                "num_words": len(tokens),
+            }
+            for number, tokens in enumerate(texts)
+        ]
+        return ArticleSet(pa.Table.from_pylist(rows, schema=SCHEMA))
+
+    return build
+
+
+def _plain_forward(weights, tokens, state):
+    """Logits [time, vocabulary], features [time, size] and next state of one stream."""
+    embedding = weights["embedding.weight"]
+    logits, features = [], []
+    for token in tokens:
+        value, after = embedding[int(token)], []
+        for number, (hidden, cell) in enumerate(state):
+            own = {name: weights[f"layers.{number}.{name}"] for name in LAYER}
+            gates = own["input_weight"] @ value + own["hidden_weight"] @ hidden
+            i, f, g, o = (gates + own["input_bias"] + own["hidden_bias"]).chunk(4)
+            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+            value = o.sigmoid() * cell.tanh()
+            after.append((value, cell))
+        state = after
+        features.append(value)
+        logits.append(embedding @ value + weights["decoder.bias"])
+    return torch.stack(logits), torch.stack(features), state
+
+
+LAYER = ("input_weight", "hidden_weight", "input_bias", "hidden_bias")
+
+
+@pytest.fixture
+def plain_forward():
+    return _plain_forward
+
+
+def _plain_state(model):
+    like = model.embedding.weight.detach()
+    sizes = [layer.hidden_weight.shape[1] for layer in model.layers]
+    return [(like.new_zeros(size), like.new_zeros(size)) for size in sizes]
+
+
+@pytest.fixture
+def plain_state():
+    return _plain_state
+
+
+def _plain_nats(weights, inputs, targets, state):
+    """Minus log probability of each target, the features, and the next state."""
+    logits, features, state = _plain_forward(weights, inputs, state)
+    targets = torch.as_tensor(np.asarray(targets, dtype=np.int64))
+    return -logits.log_softmax(-1).gather(1, targets[:, None])[:, 0], features, state
+
+
+@pytest.fixture
+def plain_nats():
+    return _plain_nats
+
+
+@pytest.fixture
+def plain_read():
+    """Reads one article: score a segment, take its gradient, update, go on."""
+
+    def read(model, text, segment, update=None, fast_names=None, first_input=0):
+        slow = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        weights, state = dict(slow), _plain_state(model)
+        names = list(slow) if fast_names is None else fast_names
+        inputs = [first_input, *text[:-1]]
+        nats, features = [], []
+        for start in range(0, len(text), segment):
+            leaves = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+            part = slice(start, start + segment)
+            costs, seen, state = _plain_nats(leaves, inputs[part], text[part], state)
+            nats += costs.tolist()
+            features.append(seen.detach())
+            state = [(hidden.detach(), cell.detach()) for hidden, cell in state]
+            if update is None:
+                continue
+            gradients = torch.autograd.grad(costs.sum() / segment, [leaves[name] for name in names])
+            for name, gradient in zip(names, gradients, strict=True):
+                weights[name] = update(name, weights[name], gradient, slow[name])
+        return np.array(nats), torch.cat(features)
+
+    return read
+
+
+def _statistics(model):
+    generator = torch.Generator().manual_seed(2)
+    return {
+        name: torch.rand(weight.shape, generator=generator, dtype=weight.dtype) * 0.3 + 0.01
+        for name, weight in model.named_parameters()
+    }
+
+
+@pytest.fixture
+def statistics():
+    """Positive numbers in the place of the gradient statistics of a model."""
+    return _statistics
+
+
+def _learned_update(rule, name, weight, gradient, slow):
+    key = name.replace(".", "/")
+    rms = rule.get_buffer(f"rms/{key}")
+    eps = rule.learned("log_eps", name).exp() * rms.mean()
+    rate = rule.rate_scale * rule.learned("log_rate", name).exp()
+    rate = rate / (rms + eps) ** rule.learned("exponent", name)
+    decay = 1 / (1 + (-rule.learned("decay_logit", name)).exp())
+    return weight - rate * gradient + decay * (slow - weight)
+
+
+@pytest.fixture
+def learned_update():
+    """The formula of LearnedRates for one tensor."""
+    return _learned_update
+
+
+@pytest.fixture
+def learning():
+    """For a way of learning: the rule, and its formula (name, weight, gradient, slow) -> weight."""
+
+    def choose(kind, model, names=None):
+        rms = {n: s for n, s in _statistics(model).items() if names is None or n in names}
+        if kind == "static":
+            return None, None
+        if kind == "gradient descent":
+            return GradientDescent(0.7, 0.05), lambda n, w, g, w0: w - 0.7 * g + 0.05 * (w0 - w)
+        if kind == "rms decay":
+            mean = sum(s.mean() for s in rms.values()) / len(rms)
+
+            def krause(name, weight, gradient, slow):
+                decay = (0.04 * rms[name] / mean).clamp(max=1.0)
+                return weight + decay * (slow - weight) - 0.06 * gradient / (rms[name] + 0.02)
+
+            return RmsDecay(rms, 0.06, 0.04, 0.02), krause
+        rule = LearnedRates(rms, rate=0.2, decay=0.03, exponent=0.4, eps=0.8)
+        with torch.no_grad():
+            for number, parameter in enumerate(rule.parameters()):
+                parameter.add_(0.1 * (number % 4) - 0.1)
+        rule.requires_grad_(False)
+        return rule, lambda n, w, g, w0: _learned_update(rule, n, w, g, w0)
+
+    return choose

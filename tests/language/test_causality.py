@@ -1,0 +1,76 @@
+"""Whatever follows a token changes no bit of the scores before it."""
+
+import numpy as np
+import pytest
+
+from metalm.language.reading import CacheGrid, Reader
+
+KINDS = ("static", "gradient descent", "rms decay", "learned rates")
+SEGMENT = 4
+GRID = CacheGrid(thetas=(0.3, 1.0), window=5)
+# Of article 2, 13 tokens: its first, within and at both ends of a segment, its last.
+PLACES = (0, 1, 3, 4, 6, 11, 12)
+
+
+def perturbed(text, place):
+    """Every token from this place on is another one."""
+    future = text.copy()
+    future[place:] = (future[place:] + 1 + np.arange(len(text) - place) % 9) % 11
+    assert (future[place:] != text[place:]).all()
+    return future
+
+
+@pytest.fixture
+def reader(tiny_model, learning):
+    def build(kind):
+        model = tiny_model()
+        rule, _ = learning(kind, model)
+        return Reader(model, rule, [n for n, _ in model.named_parameters()], SEGMENT, GRID)
+
+    return build
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_reset_with_several_rows(reader, texts, kind, place):
+    changed = [perturbed(text, place) if n == 2 else text for n, text in enumerate(texts)]
+    found = reader(kind)
+    before, after = found.read(texts, 3), found.read(changed, 3)
+    for number in range(len(texts)):
+        end = place if number == 2 else None
+        np.testing.assert_array_equal(before.nats[number][:end], after.nats[number][:end])
+        np.testing.assert_array_equal(before.cache[number][:, :end], after.cache[number][:, :end])
+    assert (before.nats[2][place:] != after.nats[2][place:]).all()
+
+
+@pytest.mark.parametrize("place", [0, 5, 8, 17, 19, 30, 35])
+@pytest.mark.parametrize("kind", KINDS)
+def test_carry_across_articles(reader, texts, kind, place):
+    whole = np.concatenate(texts)
+    found = reader(kind)
+    before, after = found.read([whole]), found.read([perturbed(whole, place)])
+    np.testing.assert_array_equal(before.nats[0][:place], after.nats[0][:place])
+    np.testing.assert_array_equal(before.cache[0][:, :place], after.cache[0][:, :place])
+    assert (before.nats[0][place:] != after.nats[0][place:]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shorter_text_is_the_beginning_of_a_longer_one(reader, texts, kind):
+    """Up to the last full segment the end of the text is not felt either."""
+    found = reader(kind)
+    whole, cut = found.read([texts[2]]), found.read([texts[2][:10]])
+    np.testing.assert_array_equal(whole.nats[0][:8], cut.nats[0][:8])
+    np.testing.assert_allclose(whole.nats[0][8:10], cut.nats[0][8:10], rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_what_was_read_is_felt_later(reader, texts, kind):
+    """The tests above have power: the same later segment costs something else."""
+    changed = texts[2].copy()
+    changed[:4] = (changed[:4] + 3) % 11
+    model_only = reader("static")
+    static = [model_only.read([text]).nats[0] for text in (texts[2], changed)]
+    learnt = [reader(kind).read([text]).nats[0] for text in (texts[2], changed)]
+    late = slice(9, None)
+    gap = abs((learnt[0] - learnt[1]) - (static[0] - static[1]))[late]
+    assert gap.max() > 1e-3

@@ -1,0 +1,63 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from metalm.language.article_batches import SegmentBatch
+from metalm.language.segment_loss import SegmentLoss, token_nats
+
+TIME, ROWS, VOCABULARY = 4, 3, 11
+
+
+@pytest.fixture
+def batch():
+    random = np.random.default_rng(1)
+    inputs, targets = (torch.from_numpy(random.integers(0, 11, (TIME, ROWS))) for _ in "it")
+    mask = torch.ones(TIME, ROWS)
+    mask[2:, 1] = 0
+    return SegmentBatch(inputs, targets, mask)
+
+
+def test_loss_is_the_sum_of_the_tokens_over_a_full_segment(tiny_model, batch, plain_nats):
+    model = tiny_model()
+    parameters = dict(model.named_parameters())
+    losses, score, _ = SegmentLoss(model, 7)(parameters, batch, model.initial_state(ROWS))
+    for row in range(ROWS):
+        state = [(layer.hidden[row], layer.cell[row]) for layer in model.initial_state(ROWS)]
+        nats, _, _ = plain_nats(parameters, batch.inputs[:, row], batch.targets[:, row], state)
+        expected = nats * batch.mask[:, row]
+        torch.testing.assert_close(score.nats[:, row], expected.detach())
+        torch.testing.assert_close(losses[row], expected.sum() / 7)
+    assert not score.nats.requires_grad
+    assert not score.features.requires_grad
+
+
+def test_a_uniform_model_scores_the_logarithm_of_the_vocabulary(tiny_model, batch):
+    model = tiny_model()
+    parameters = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    _, score, _ = SegmentLoss(model, TIME)(parameters, batch, model.initial_state(ROWS))
+    expected = math.log(VOCABULARY) * batch.mask.double()
+    torch.testing.assert_close(score.nats, expected, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_score_as_uniform_whatever_the_target(bad):
+    logits = torch.randn(TIME, ROWS, VOCABULARY, dtype=torch.float64)
+    broken = logits.clone()
+    broken[1, 2, 5] = bad
+    targets = torch.full((TIME, ROWS), 6)
+    fine, found = token_nats(logits, targets), token_nats(broken, targets)
+    assert found[1, 2] == math.log(VOCABULARY)
+    targets[1, 2] = 5
+    assert token_nats(broken, targets)[1, 2] == math.log(VOCABULARY)
+    found[1, 2] = fine[1, 2]
+    assert torch.equal(found, fine)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_floats_are_scored_in_float32(dtype):
+    logits = torch.randn(TIME, ROWS, VOCABULARY).to(dtype)
+    targets = torch.randint(0, VOCABULARY, (TIME, ROWS))
+    expected = -logits.double().log_softmax(-1).gather(2, targets.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(token_nats(logits, targets).double(), expected)
