@@ -88,6 +88,7 @@ class LearnedRates(AbstractStepRule):
         granularity: Granularity = "tensor",
     ) -> LearnedRates:
         """The member of the family that is `RmsDecay` with these numbers (eps in units of RMS)."""
+        _check(granularity, rate, decay, eps, "rms")
         rule = cls(rms, granularity, rate, decay, exponent=1.0, eps=1.0, decay_shape="rms")
         with torch.no_grad():
             for name, tensor in rms.items():
@@ -99,7 +100,9 @@ class LearnedRates(AbstractStepRule):
 
     def learned(self, kind: str, name: str) -> Tensor:
         """One of ``log_rate``, ``exponent``, ``log_eps``, ``decay_logit`` of a fast tensor."""
-        return self.get_parameter(f"{kind}/{key(name)}")
+        # Not get_parameter, which refuses the tensors that functional_call puts in their place.
+        tensor: Tensor = getattr(self, f"{kind}/{key(name)}")
+        return tensor
 
     def coefficients(self) -> StepSizes:
         """Rates c exp(a) (RMS + eps)^(-p) and decays rho, differentiable to a, p, eps and rho."""

@@ -1,0 +1,146 @@
+"""Segments: the same numbers to the bit, and memory that grows as the square root."""
+
+import math
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from metalm.meta.rules import GradientDescent, LearnedRates
+from metalm.meta.unroll import unroll
+from metalm.meta.update_rule import AbstractUpdateRule
+
+
+class Momentum(AbstractUpdateRule):
+    """A rule with a state and a parameter that it uses without `coefficients`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def initial_state(self, fast):
+        return [(torch.zeros_like(weight), torch.tensor(3)) for weight in fast.values()]
+
+    def forward(self, fast, gradients, slow, state, coefficients=None):
+        following = [
+            (self.beta * velocity + gradients[name], count + 1)
+            for name, (velocity, count) in zip(fast, state, strict=True)
+        ]
+        new = {
+            name: weight - 0.02 * velocity
+            for (name, weight), (velocity, _) in zip(fast.items(), following, strict=True)
+        }
+        return new, following
+
+
+RULES = {
+    "descent": lambda tiny: GradientDescent(0.03, 0.1),
+    "learned": lambda tiny: LearnedRates(tiny.rms, "row", 0.02, 0.2, 0.5, 1.0, "rms"),
+    "momentum": lambda tiny: Momentum(),
+}
+
+
+def dropped(tiny):
+    """The tiny loss under dropout, whose masks a recomputation must repeat."""
+
+    def loss(parameters, batch, state):
+        inputs, targets = batch
+        return tiny.loss(parameters, (torch.dropout(inputs, 0.4, True), targets), state)
+
+    return loss
+
+
+@pytest.mark.parametrize("segment", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("kind", RULES)
+def test_segments_change_no_bit_of_what_is_read(kind, segment, tiny, state):
+    rule = RULES[kind](tiny)
+    leaves = [*tiny.slow.values(), *tiny.rest.values(), *rule.parameters()]
+    weights = [1.0, 0.5, 1.0, 0.0, 2.0]
+    results = []
+    for chosen in (None, segment):
+        torch.manual_seed(8)
+        result = unroll(
+            dropped(tiny), rule, tiny.slow, tiny.rest, tiny.batches, state,
+            rows=tiny.rows, weights=weights, segment=chosen,
+        )  # fmt: skip
+        after = torch.get_rng_state()
+        total = 0.7 * result.meta_loss + sum(w.square().sum() for w in result.fast.values())
+        gradients = torch.autograd.grad(total, leaves)
+        assert torch.equal(torch.get_rng_state(), after)
+        results.append((result, gradients, after))
+    (whole, expected, random), (parts, got, same_random) = results
+    assert torch.equal(random, same_random)
+    assert torch.equal(whole.losses, parts.losses)
+    assert torch.equal(whole.state, parts.state)
+    assert all(torch.equal(whole.fast[name], parts.fast[name]) for name in whole.fast)
+    assert [a.tolist() for a in whole.aux] == [a.tolist() for a in parts.aux]
+    torch.testing.assert_close(whole.meta_loss, parts.meta_loss, rtol=1e-14, atol=0)
+    # Sums over steps are taken in another order, so gradients agree to rounding.
+    for one, two in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-14)
+
+
+class LiveBytes:
+    """Bytes of weights and inner gradients that are alive, however autograd holds them."""
+
+    def __init__(self) -> None:
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def note(self, tensor) -> None:
+        storage = tensor.untyped_storage()
+        reference = StorageWeakRef(storage)
+        self.storages[reference.cdata] = (reference, storage.nbytes())
+
+    def count(self) -> int:
+        self.storages = {k: v for k, v in self.storages.items() if not v[0].expired()}
+        live = sum(size for _, size in self.storages.values())
+        self.peak = max(self.peak, live)
+        return live
+
+    def watch(self, loss):
+        """The loss, with its weights and their gradients noted."""
+
+        def watched(parameters, batch, state):
+            for leaf in parameters.values():
+                self.note(leaf)
+                if leaf.requires_grad:
+                    leaf.register_hook(self.note)
+            self.count()
+            return loss(parameters, batch, state)
+
+        return watched
+
+
+@pytest.mark.parametrize("kind", ["descent", "learned"])
+def test_memory_grows_as_the_square_root(kind, tiny, state):
+    def held(steps, segment):
+        counter = LiveBytes()
+        rule = RULES[kind](tiny)
+        before = sum(w.numel() * 8 for w in (*tiny.slow.values(), *tiny.rest.values()))
+        result = unroll(
+            counter.watch(tiny.loss), rule, tiny.slow, tiny.rest, (tiny.batches * steps)[:steps],
+            state, rows=tiny.rows, segment=segment,
+        )  # fmt: skip
+        result.meta_loss.backward()
+        del result
+        assert counter.count() == before
+        return counter.peak
+
+    lengths = (9, 36, 144)
+    whole = [held(steps, None) for steps in lengths]
+    parts = [held(steps, math.isqrt(steps)) for steps in lengths]
+    one_step = tiny.rows * 8 * sum(w.numel() for w in tiny.slow.values())
+    assert whole[2] - whole[1] == pytest.approx(108 * one_step, rel=0.02)
+    # 3, 6, 12 checkpoints and as many gradients.
+    assert parts[1] - parts[0] == pytest.approx(6 * one_step, rel=0.02)
+    assert parts[2] - parts[1] == pytest.approx(12 * one_step, rel=0.02)
+    assert parts[2] < whole[2] / 4
+
+
+def test_segments_need_a_step(tiny, state):
+    with pytest.raises(ValueError, match="at least 1 update, found 0"):
+        unroll(
+            tiny.loss, GradientDescent(0.1), tiny.slow, tiny.rest, tiny.batches, state,
+            rows=tiny.rows, segment=0,
+        )  # fmt: skip
