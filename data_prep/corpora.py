@@ -13,9 +13,10 @@ from typing import Any, get_args
 from filelock import FileLock
 
 from data_prep import own_text, python_docs, synthetic, wikitext
-from data_prep.prepared import TextSource, identity, not_writable, tokenizer_identity, write
+from data_prep.prepared import identity, not_writable, tokenizer_identity, write
+from data_prep.text_source import TextSource
 from metalm.language.articles import MANIFEST, read_manifest
-from metalm.language.vocabulary import Kind
+from metalm.language.vocabulary import Kind, Vocabulary
 
 NAMED: Mapping[str, Callable[[], TextSource]] = {
     "python-docs": python_docs.python_docs_source,
@@ -63,6 +64,7 @@ def prepare(
     tokenizer: Kind,
     vocabulary_size: int = 6000,
     root: Path | str = Path("data"),
+    vocabulary: Vocabulary | None = None,
 ) -> Path:
     """Prepare a corpus, or find it prepared already.
 
@@ -72,6 +74,7 @@ def prepare(
         vocabulary_size: entries of the byte-pair vocabulary, the end of line included; whole words
             take as many as the text has.
         root: folder in which prepared corpora lie.
+        vocabulary: of a trained model that is to read the corpus; None learns one from the text.
 
     Returns:
         The prepared folder, for `metalm.language.articles.open_corpus`. A folder that holds another
@@ -85,12 +88,12 @@ def prepare(
             f"unknown tokenizer; expected one of {', '.join(get_args(Kind))}, found {tokenizer!r}; "
             "choose one of them"
         )
-    if (Path(source) / MANIFEST).is_file():
+    if vocabulary is None and (Path(source) / MANIFEST).is_file():
         return _already_prepared(Path(source), tokenizer, vocabulary_size)
     text = find_source(source)
     name = f"{text.name}-{tokenizer}" + (str(vocabulary_size) if tokenizer == "bpe" else "")
     name = re.sub(r"[^\w.-]+", "-", name)
-    wanted = identity(text, tokenizer, vocabulary_size)
+    wanted = identity(text, tokenizer, vocabulary_size, vocabulary)
     root = Path(root)
     folder = _place(root, name, wanted)
     if _recorded(folder) == wanted:
@@ -103,7 +106,7 @@ def prepare(
     with lock:
         folder = _place(root, name, wanted)  # another process may have finished meanwhile
         if _recorded(folder) != wanted:
-            write(text, folder, tokenizer, vocabulary_size)
+            write(text, folder, tokenizer, vocabulary_size, vocabulary)
     return folder
 
 

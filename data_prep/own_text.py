@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from data_prep.prepared import TextArticle, TextSource
 from data_prep.random_split import split_indices
+from data_prep.text_source import TextArticle, TextSource
 from metalm.language.articles import SPLITS, file_checksum
 
 SUFFIXES = (".txt", ".md")

@@ -10,11 +10,10 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from datasets import (
 )
 from tqdm import tqdm
 
+from data_prep.text_source import TextArticle, TextSource, count
 from metalm.language.articles import (
     FORMAT,
     MANIFEST,
@@ -36,92 +36,11 @@ from metalm.language.articles import (
     check_tokens,
     file_checksum,
 )
-from metalm.language.vocabulary import (
-    Kind,
-    Vocabulary,
-    closed_words,
-    learn_bpe,
-    split_words,
-)
+from metalm.language.vocabulary import Kind, Vocabulary, closed_words, learn_bpe
 
 # Characters held at once while tokenising: about 100 articles of WikiText.
 BATCH_CHARACTERS = 2_000_000
 STREAM_SUFFIX = ".stream"
-
-
-class TextArticle(NamedTuple):
-    """An article before it is tokenised."""
-
-    title: str
-    text: str
-
-
-class Counts(NamedTuple):
-    """Articles and words (ends of line included) of each split, and distinct words."""
-
-    articles: dict[str, int]
-    words: dict[str, int]
-    vocabulary: int
-
-
-def accept(counts: Counts) -> None:
-    """Accept any counts: for text whose size nobody has published."""
-    del counts
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextSource:
-    """Text of a corpus, ready to be read as often as needed, in the same order each time."""
-
-    name: str
-    """Short name, from which the folder is named."""
-    identity: Mapping[str, Any]
-    """What decides whether a prepared folder is of this very text (JSON): checksum, settings."""
-    splits: Mapping[str, Callable[[], Iterator[TextArticle]]]
-    """For "train", "valid" and "test", a function that begins reading the articles."""
-    closed: bool = False
-    """Whether the word vocabulary comes from all three splits, so that no word is unknown."""
-    check: Callable[[Counts], None] = accept
-    """Raises ValueError when the counts are not those of the corpus it claims to be."""
-
-    def texts(self, *splits: str) -> Iterator[str]:
-        """Texts of the named splits in order."""
-        return (article.text for split in splits for article in self.splits[split]())
-
-
-def count(source: TextSource) -> Counts:
-    """Count articles, words and distinct words (the end of line is one of them).
-
-    Raises:
-        ValueError: a split or an article is empty.
-    """
-    articles = dict.fromkeys(SPLITS, 0)
-    words = dict.fromkeys(SPLITS, 0)
-    distinct: set[str] = set()
-    for split in SPLITS:
-        rows = tqdm(
-            source.splits[split](),
-            desc=f"{source.name} {split}: counting",
-            unit="article",
-            disable=None,
-        )
-        for article in rows:
-            found = split_words(article.text)
-            if not article.text.strip():
-                raise ValueError(
-                    f"an article is empty; expected at least one word in {article.title!r} "
-                    f"({split}), found {len(article.text)} characters of white space; "
-                    "fill it or take it away"
-                )
-            articles[split] += 1
-            words[split] += len(found)
-            distinct.update(found)
-        if not articles[split]:
-            raise ValueError(
-                f"{source.name} has no articles in its {split} split; expected at least one, "
-                "found 0; add text"
-            )
-    return Counts(articles, words, len(distinct))
 
 
 def learn_vocabulary(source: TextSource, kind: Kind, size: int) -> Vocabulary:
@@ -138,7 +57,13 @@ def learn_vocabulary(source: TextSource, kind: Kind, size: int) -> Vocabulary:
     return closed_words(source.texts("train"), add_unknown=True, minimum_count=2)
 
 
-def write(source: TextSource, folder: Path, kind: Kind, size: int) -> dict[str, Any]:
+def write(
+    source: TextSource,
+    folder: Path,
+    kind: Kind,
+    size: int,
+    vocabulary: Vocabulary | None = None,
+) -> dict[str, Any]:
     """Write a corpus into `folder`, replacing what an unfinished preparation left there.
 
     Args:
@@ -146,6 +71,7 @@ def write(source: TextSource, folder: Path, kind: Kind, size: int) -> dict[str, 
         folder: created if need be.
         kind: tokenizer, "bpe" or "word".
         size: entries wanted of a byte-pair vocabulary, the end of line included.
+        vocabulary: of a trained model, to be used instead of learning one.
 
     Returns:
         The manifest.
@@ -155,7 +81,8 @@ def write(source: TextSource, folder: Path, kind: Kind, size: int) -> dict[str, 
     """
     counts = count(source)
     source.check(counts)
-    vocabulary = learn_vocabulary(source, kind, size)
+    wanted = identity(source, kind, size, vocabulary)
+    vocabulary = vocabulary or learn_vocabulary(source, kind, size)
     try:
         _clear(folder)
         vocabulary.save(folder / VOCABULARY)
@@ -177,7 +104,7 @@ def write(source: TextSource, folder: Path, kind: Kind, size: int) -> dict[str, 
         manifest = {
             "format": FORMAT,
             "source": {"name": source.name},
-            "identity": identity(source, kind, size),
+            "identity": wanted,
             "tokenizer": {"kind": kind, "size": vocabulary.size},
             "splits": splits,
             "files": _describe_files(folder),
@@ -192,12 +119,14 @@ def write(source: TextSource, folder: Path, kind: Kind, size: int) -> dict[str, 
     return manifest
 
 
-def identity(source: TextSource, kind: Kind, size: int) -> dict[str, Any]:
+def identity(
+    source: TextSource, kind: Kind, size: int, vocabulary: Vocabulary | None = None
+) -> dict[str, Any]:
     """What tells one prepared corpus from another: the text and the tokenizer asked for (JSON)."""
-    return {
-        "source": {"name": source.name, **source.identity},
-        "tokenizer": tokenizer_identity(kind, size),
-    }
+    tokenizer = tokenizer_identity(kind, size)
+    if vocabulary is not None:
+        tokenizer = {"kind": vocabulary.kind, "checksum": vocabulary.checksum}
+    return {"source": {"name": source.name, **source.identity}, "tokenizer": tokenizer}
 
 
 def tokenizer_identity(kind: Kind, size: int) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.prepared import TextArticle, TextSource
 from data_prep.random_split import split_indices
+from data_prep.text_source import TextArticle, TextSource
 from metalm.language.articles import SPLITS
 from metalm.language.vocabulary import split_words
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.prepared import TextArticle, TextSource
+from data_prep.text_source import TextArticle, TextSource
 from metalm.language.articles import SPLITS
 from metalm.language.vocabulary import END_OF_LINE_TEXT, split_words
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datasets import load_dataset
 
-from data_prep.prepared import Counts, TextArticle, TextSource, accept
+from data_prep.text_source import Counts, TextArticle, TextSource, accept
 from metalm.language.articles import SPLITS, file_checksum
 
 HUB = "Salesforce/wikitext"

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from data_prep.own_text import find_text_files, folder_source, json_lines_source
-from data_prep.prepared import count
+from data_prep.text_source import count
 
 
 def read(source):

@@ -4,7 +4,8 @@ from functools import partial
 import pytest
 
 from data_prep import prepared
-from data_prep.prepared import TextArticle, TextSource, count, write
+from data_prep.prepared import write
+from data_prep.text_source import TextArticle, TextSource, count
 from metalm.language.articles import file_checksum, open_corpus
 
 TEXTS = {

@@ -2,7 +2,6 @@ import sys
 
 import pytest
 
-from data_prep.prepared import TextArticle, count
 from data_prep.python_docs import (
     docstrings,
     plain_text,
@@ -10,6 +9,7 @@ from data_prep.python_docs import (
     read_articles,
     without_repeats,
 )
+from data_prep.text_source import TextArticle, count
 
 MODULE = '''"""Module's first line.
 

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from data_prep import wikitext
-from data_prep.prepared import Counts, count
+from data_prep.text_source import Counts, count
 from data_prep.wikitext import (
     OFFICIAL,
     check_official,

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_prep.prepared import TextArticle, TextSource, write
+from data_prep.prepared import write
+from data_prep.text_source import TextArticle, TextSource
 from metalm.language.articles import (
     SCHEMA,
     Article,
