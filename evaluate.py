@@ -24,6 +24,7 @@ from metalm.language.configuration import from_json
 from metalm.language.experiment import SPLITS, evaluate, tune_run
 from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
+from metalm.language.vocabulary import Vocabulary
 from metalm.training.allocator import keep_freed_memory
 
 MODES = ("reset", "carry")
@@ -70,19 +71,35 @@ def run(options: argparse.Namespace, command: str) -> Path:
     threads = options.threads or config.threads
     if threads > 0:
         torch.set_num_threads(threads)
-    corpus = open_corpus(
-        prepare(
-            config.data.source,
-            tokenizer=config.data.tokenizer,
-            vocabulary_size=config.model.vocabulary_size,
-            root=Path(config.data.root),
-        )
-    )
+    own = open_corpus(prepare_data(config, config.data.source))
     if options.tune:
-        tune_run(config, corpus, folder, options.modes)
+        tune_run(config, own, folder, options.modes)
         return folder.folder
+    other = None
+    if options.data is not None:
+        vocabulary = Vocabulary.load(folder.vocabulary_path)
+        other = open_corpus(prepare_data(config, options.data, vocabulary))
     return evaluate(
-        config, corpus, folder, split=options.split, modes=options.modes, command=command
+        config,
+        own,
+        folder,
+        split=options.split,
+        modes=options.modes,
+        command=command,
+        other=other,
+    )
+
+
+def prepare_data(
+    config: ExperimentConfig, source: str, vocabulary: Vocabulary | None = None
+) -> Path:
+    """The prepared folder of a corpus, with the run's own vocabulary if one is given."""
+    return prepare(
+        source,
+        tokenizer=config.data.tokenizer,
+        vocabulary_size=config.model.vocabulary_size,
+        root=Path(config.data.root),
+        vocabulary=vocabulary,
     )
 
 

@@ -6,8 +6,10 @@ other settings are those of a method without one shares its reading.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from metalm.analysis.scores import ArticleScores, Scores
-from metalm.language.articles import ArticleSet
+from metalm.language.articles import Article, ArticleSet
 from metalm.language.cache import CacheConfig, mixed_nats
 from metalm.language.methods import NAMES, Learning, Method, ModelName, TrainedModels
 from metalm.language.reading import CacheGrid, Reader, Readings
+from metalm.language.reading_store import ReadingStore
 from metalm.language.tuning import (
     Mode,
     Trial,
@@ -132,6 +135,7 @@ def score_split(
     methods: Sequence[Method],
     articles: ArticleSet,
     mode: Mode,
+    store: ReadingStore,
     rows: int = 1,
     progress: Callable[[str, int, float], None] | None = None,
 ) -> Scored:
@@ -142,53 +146,91 @@ def score_split(
         methods: what is compared; the first is the static model.
         articles: the split.
         mode: "reset" at each article, or "carry" on across articles.
+        store: where finished readings are kept.
         rows: articles read at once (reset); the scores do not depend on it.
         progress: told method, tokens and nats after each segment.
     """
-    texts: list[NDArray[np.int32]] = [article.tokens for article in articles]
-    lengths = [len(text) for text in texts]
-    if mode == "carry":
-        texts = [np.concatenate(texts)]
+    lengths = articles.lengths.tolist()
     losses: dict[str, list[NDArray[np.float64]]] = {}
     cost: dict[str, dict[str, float]] = {}
     for group in _sharing_a_reading(methods):
-        head = group[0]
-        caches = [method.cache for method in group if method.cache is not None]
-        grid = _grid(caches)
-        rule = models.rule(head)
-        reader = Reader(models.model(head), rule, models.fast_names(head), head.segment, grid)
-
-        def tell(tokens: int, nats: float, name: str = head.name) -> None:
-            if progress is not None:
-                progress(name, tokens, nats)
-
-        reset_peak_memory()
-        readings = reader.read(texts, rows, tell)
-        peak = peak_memory()
+        grid = _grid([method.cache for method in group if method.cache is not None])
+        readings, spent = _read_or_recall(
+            models, group[0], grid, articles, mode, store, rows, progress
+        )
         for method in group:
             losses[method.name] = _split_at(_nats(readings, method, grid), lengths)
-            cost[method.name] = {
-                "tokens_per_second": readings.num_tokens / readings.seconds,
-                "fallbacks": float(readings.fallbacks),
-            } | ({} if peak is None else {"peak_memory_bytes": float(peak)})
-    scored = []
-    for number, article in enumerate(articles):
-        words = split_words(article.text)
-        scored.append(
-            ArticleScores(
-                title=article.title,
-                words=words,
-                losses={
-                    method.name: np.bincount(
-                        article.words, losses[method.name][number], minlength=len(words)
-                    ).astype(np.float64)
-                    for method in methods
-                },
-            )
-        )
+            cost[method.name] = spent
     names = tuple(method.name for method in methods)
-    return Scored(
-        Scores(methods=names, articles=tuple(scored)), {name: cost[name] for name in names}
+    scored = tuple(
+        _article_scores(article, {name: losses[name][number] for name in names})
+        for number, article in enumerate(articles)
+    )
+    return Scored(Scores(methods=names, articles=scored), {name: cost[name] for name in names})
+
+
+def _read_or_recall(
+    models: TrainedModels,
+    method: Method,
+    grid: CacheGrid | None,
+    articles: ArticleSet,
+    mode: Mode,
+    store: ReadingStore,
+    rows: int,
+    progress: Callable[[str, int, float], None] | None,
+) -> tuple[Readings, dict[str, float]]:
+    """One reading of the split, from the store if it was finished there."""
+    texts: list[NDArray[np.int32]] = [article.tokens for article in articles]
+    if mode == "carry":
+        texts = [np.concatenate(texts)]
+    model, rule = models.model(method), models.rule(method)
+    description = {
+        "text": _checksum(texts),
+        "weights": _checksum(_numbers(model) + ([] if rule is None else _numbers(rule))),
+        "model": method.model,
+        "learning": method.learning,
+        "segment": method.segment,
+        "settings": dict(sorted(method.settings.items())),
+        "cache": None if grid is None else [list(grid.thetas), grid.window],
+    }
+    found = store.get(description, [len(text) for text in texts])
+    if found is not None:
+        return found
+    reader = Reader(model, rule, models.fast_names(method), method.segment, grid)
+    reset_peak_memory()
+    readings = reader.read(
+        texts, rows, None if progress is None else partial(progress, method.name)
+    )
+    peak = peak_memory()
+    spent = {
+        "tokens_per_second": readings.num_tokens / readings.seconds,
+        "fallbacks": float(readings.fallbacks),
+    } | ({} if peak is None else {"peak_memory_bytes": float(peak)})
+    store.put(description, readings, spent)
+    return readings, spent
+
+
+def _numbers(module: torch.nn.Module) -> list[NDArray[np.generic]]:
+    return [tensor.cpu().numpy() for tensor in module.state_dict().values()]
+
+
+def _checksum(arrays: Sequence[NDArray[np.generic]]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _article_scores(article: Article, losses: Mapping[str, NDArray[np.float64]]) -> ArticleScores:
+    """Token losses summed into words."""
+    words = split_words(article.text)
+    return ArticleScores(
+        title=article.title,
+        words=words,
+        losses={
+            name: np.bincount(article.words, nats, minlength=len(words)).astype(np.float64)
+            for name, nats in losses.items()
+        },
     )
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from metalm.analysis.report import write_report
-from metalm.analysis.scores import Scores
 from metalm.analysis.tables import print_tables
 from metalm.language.articles import ArticleSet, Corpus
 from metalm.language.evaluation import Scored, Trials, compared_methods, score_split, tune_all
 from metalm.language.methods import TrainedModels
 from metalm.language.presets import ExperimentConfig
+from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
 from metalm.language.stages import Stages
 from metalm.language.trained import load_trained
@@ -78,11 +78,8 @@ def score(
     split: str,
     mode: str,
 ) -> Scored:
-    """Scores a split in one mode; kept in scores-SPLIT-MODE.npz and cost-SPLIT-MODE.json."""
-    stem = folder.folder / f"scores-{split}-{mode}.npz"
-    cost_path = folder.folder / f"cost-{split}-{mode}.json"
-    if stem.exists() and cost_path.exists():
-        return Scored(Scores.load(stem), json.loads(cost_path.read_text(encoding="utf-8")))
+    """Scores a split in one mode; every finished reading is kept in the run's folder."""
+    store = ReadingStore(folder.folder / "readings" / f"{split}-{mode}")
     methods = compared_methods(trials)
     total = articles.num_tokens
     bars: dict[str, Progress] = {}
@@ -92,11 +89,11 @@ def score(
             bars[name] = Progress(f"{split}, {mode}: {name}", total)
         bars[name].update(tokens, tokens=tokens, values={"loss": nats / tokens})
 
-    scored = score_split(models, methods, articles, mode, config.evaluation.rows, progress)
+    rows = config.evaluation.rows
+    scored = score_split(models, methods, articles, mode, store, rows, progress)
     for bar in bars.values():
         bar.close()
-    scored.scores.save(stem)
-    cost_path.write_text(json.dumps(scored.cost, indent=1) + "\n", encoding="utf-8")
+    scored.scores.save(folder.folder / f"scores-{split}-{mode}.npz")
     return scored
 
 
@@ -119,8 +116,18 @@ def evaluate(
     split: str = "test",
     modes: Sequence[str] | None = None,
     command: str = "",
+    other: Corpus | None = None,
 ) -> Path:
     """Tunes if need be, scores a split in every mode, prints the tables and writes the report.
+
+    Args:
+        config: of the run.
+        corpus: what the run was trained on; methods are tuned on its validation articles.
+        folder: the run.
+        split: which articles are scored.
+        modes: reading modes; None takes the configuration's.
+        command: what the report says made it.
+        other: another corpus under the same vocabulary, to be scored in place of the run's own.
 
     Returns:
         The path of report.md.
@@ -129,17 +136,19 @@ def evaluate(
         raise ValueError(f"unknown split; expected {' or '.join(SPLITS)}, found {split!r}.")
     trainings = Stages(config, corpus, folder)
     models = load_trained(folder, config, trainings.base_articles)
+    title = split if other is None else f"{other.folder.name}-{split}"
     scored: dict[str, Scored] = {}
     for mode in modes or config.evaluation.modes:
         trials = tune(config, models, corpus, folder, mode)
-        scored[mode] = score(config, models, trials, getattr(corpus, split), folder, split, mode)
+        articles = getattr(other or corpus, split)
+        scored[mode] = score(config, models, trials, articles, folder, title, mode)
     scores = {mode: found.scores for mode, found in scored.items()}
     cost = {mode: found.cost for mode, found in scored.items()}
     print_tables(scores, cost)
     configuration: dict[str, Any] = dataclasses.asdict(config)
     return write_report(
         scores,
-        folder.folder / f"report-{split}",
+        folder.folder / f"report-{title}",
         configuration=configuration,
         cost=cost,
         command=command,
