@@ -217,7 +217,7 @@ def _numbers(module: torch.nn.Module) -> list[NDArray[np.generic]]:
 def _checksum(arrays: Sequence[NDArray[np.generic]]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
