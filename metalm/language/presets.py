@@ -61,6 +61,8 @@ class ExperimentConfig:
     """Training of the update rule with the model frozen."""
     joint: JointTrainingConfig = field(default_factory=JointTrainingConfig)
     """Training of the rule and the model together, with reading in the loop."""
+    statistics_batches: int = 200
+    """Batches of training text from which the RMS of the gradients is estimated."""
     tuning: TuningConfig = field(default_factory=TuningConfig)
     """Grids for the rivals and for the rule, on validation articles."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -72,10 +74,13 @@ def tiny() -> ExperimentConfig:
     return ExperimentConfig(
         preset="tiny",
         model=ModelConfig(vocabulary_size=3000, embedding_size=128, hidden_size=256),
-        base=BaseTrainingConfig(tokens=1_500_000, rows=16, window=48, learning_rate=5e-3),
-        rule=RuleTrainingConfig(tokens=40_000, rows=8, learning_rate=0.05),
-        joint=JointTrainingConfig(tokens=200_000, rows=8, model_learning_rate=5e-3),
-        tuning=TuningConfig(articles=8, tokens=500, segments=(20,), rule_segments=(20,)),
+        base=BaseTrainingConfig(tokens=1_200_000, rows=16, window=48, learning_rate=5e-3),
+        rule=RuleTrainingConfig(tokens=30_000, rows=8, unroll=8, learning_rate=0.05),
+        joint=JointTrainingConfig(tokens=160_000, rows=8, unroll=4, model_learning_rate=5e-3),
+        statistics_batches=30,
+        tuning=TuningConfig(
+            articles=6, tokens=400, segments=(20,), rule_segments=(20,), halvings=0
+        ),
         evaluation=EvaluationConfig(modes=("reset",), rows=8),
     )
 

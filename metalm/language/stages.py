@@ -25,6 +25,7 @@ from metalm.language.model import LanguageModel
 from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
 from metalm.language.statistics import gradient_rms, token_counts
+from metalm.language.trained import load_rule
 from metalm.meta.parameters import choose
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.training.loop import run
@@ -131,8 +132,8 @@ class Stages:
         config = self.config.joint
         before = self._load("base")
         model = self._model(before)
-        rule = self._new_rule(model)
-        rule.load_state_dict(self._load("rule")["rule"])
+        names = choose(model, self.config.rule.adapt)
+        rule = load_rule(self.folder, "rule", self.config, names).requires_grad_(True)
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=config.model_learning_rate,
@@ -162,7 +163,8 @@ class Stages:
         """The rule before training, with statistics of the base's training articles."""
         config = self.config.rule
         names = choose(model, config.adapt)
-        rms = gradient_rms(model, self.base_articles, names, config.segment)
+        batches = self.config.statistics_batches
+        rms = gradient_rms(model, self.base_articles, names, config.segment, batches=batches)
         return starting_rule(rms, config)
 
     # ---- shared ----

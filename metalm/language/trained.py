@@ -96,7 +96,9 @@ def control_statistics(
         if training_articles is None:
             folder.load(name)  # says what is missing
             raise AssertionError("unreachable")
-        folder.save(name, gradient_rms(model, training_articles, names, segment), {})
+        batches = config.statistics_batches
+        rms = gradient_rms(model, training_articles, names, segment, batches=batches)
+        folder.save(name, rms, {})
     tensors, _ = folder.load(name)
     return {name: tensors[name].to(config.device) for name in names}
 

@@ -40,6 +40,8 @@ class TuningConfig:
     """Segment lengths tried for dynamic evaluation."""
     rule_segments: tuple[int, ...] = (20, 10)
     """Segment lengths tried for the learned rules (they are trained at one of them)."""
+    halvings: int = 1
+    """How often the steps of the search are halved."""
     thetas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45, 0.66, 1.0)
     """Flatnesses of the cache."""
     shares: tuple[float, ...] = (0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22, 0.28)
@@ -206,7 +208,7 @@ def tune(
     if learning == "none":
         return [evaluate_at(64)({})]
     segments = config.segments if learning in ("sgd", "rms") else config.rule_segments
-    trials = search(evaluate_at(segments[0]), STARTS[learning])
+    trials = search(evaluate_at(segments[0]), STARTS[learning], halvings=config.halvings)
     for segment in segments[1:]:
         best = min((t for t in trials if t.segment == segments[0]), key=lambda t: t.perplexity)
         ratio = segment / segments[0]

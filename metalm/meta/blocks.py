@@ -21,9 +21,14 @@ Number = Tensor | float
 Index = tuple[Any, ...]
 
 
+def by_rows(tensor: Tensor) -> bool:
+    """Whether work on this tensor's device goes by blocks and rows."""
+    return tensor.device.type == "cpu"
+
+
 def blocks(slow: Tensor) -> Iterator[Index]:
     """Indices of ``[*shape]`` that cut its first dimension into blocks."""
-    if slow.dim() == 0 or slow.device.type != "cpu":
+    if slow.dim() == 0 or not by_rows(slow):
         yield (...,)
         return
     length = slow.shape[0]
@@ -36,7 +41,7 @@ def rows_of(weight: Tensor, slow: Tensor, block: Index) -> Iterator[Index]:
     """Indices of the block in each row of ``[rows, *shape]``, or in ``[*shape]`` itself."""
     if weight.dim() == slow.dim():
         yield block
-    elif weight.device.type != "cpu":
+    elif not by_rows(weight):
         yield (slice(None),)
     else:
         for row in range(weight.shape[0]):
@@ -54,7 +59,7 @@ def number_of(number: Number, slow: Tensor, block: Index) -> Number:
     """The block of a step size in the form that kernels are fast with: a float, or all of it."""
     if not isinstance(number, Tensor):
         return number
-    if slow.device.type != "cpu":
+    if not by_rows(slow):
         return slice_of(number, slow, block)
     if number.numel() == 1:
         return number.item()

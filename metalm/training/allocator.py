@@ -1,8 +1,9 @@
 """Keep freed memory in the process.
 
-On Linux, glibc returns every large block to the system as soon as it is freed and asks for a fresh, zeroed one at the
-next allocation. A training step allocates the same large tensors again and again, so that up to a third of its time
-goes to page faults (measured on two cores: an elementwise step on 98 MB takes 59 ms with fresh pages, 9 ms without).
+On Linux, glibc returns every large block to the system as soon as it is freed and asks for a fresh,
+zeroed one at the next allocation. A training step allocates the same large tensors again and again,
+so that up to a third of its time goes to page faults (measured on two cores: an elementwise step on
+98 MB takes 59 ms with fresh pages, 9 ms without).
 """
 
 from __future__ import annotations
