@@ -67,13 +67,13 @@ class JointTrainingConfig(RuleTrainingConfig):
     """Articles read at once, each with its own fast weights."""
     unroll: int = 8
     """Updates through which the meta-gradient goes."""
-    learning_rate: float = 0.005
+    learning_rate: float = 0.001
     """Of Adam, for the rule's parameters."""
     model_learning_rate: float = 5e-3
     """Highest rate of the schedule that W_0 goes on under (see the base)."""
     model_clip: float = 0.25
     """Highest norm of the meta-gradient of W_0."""
-    dropout: bool = False
+    dropout: bool = True
     """Whether the model reads with its dropout."""
 
 

@@ -25,7 +25,7 @@ def brute_force(model, articles, counted, plain_nats, plain_state):
     streams = TokenStreams(articles, ROWS, SEED, 0)
     leaves = {n: w.detach().clone().requires_grad_() for n, w in model.named_parameters()}
     states = [plain_state(model) for _ in range(ROWS)]
-    squares = {name: 0.0 for name in NAMES}
+    squares = dict.fromkeys(NAMES, 0.0)
     number = 0
     for start in range(0, streams.length - 1, SEGMENT):
         inputs, targets = streams.segment(start, SEGMENT)

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 
+from metalm.meta import blocks
 from metalm.meta.fork import rebase
 from metalm.meta.meta_gradient import graph_steps
 from metalm.meta.rules import GradientDescent, LearnedRates, RmsDecay
@@ -80,10 +81,14 @@ def plain_unroll(tiny, rule, state, weights, fast=None):
     return total, torch.stack(losses), fast, state
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["rows", "as on a GPU"])
 @pytest.mark.parametrize("weights", [None, [0.0, 2.0, 1.0, 0.0, 0.5]], ids=["ones", "weights"])
 @pytest.mark.parametrize("start", ["slow", "displaced"])
 @pytest.mark.parametrize("kind", RULES)
-def test_against_a_plain_graph(kind, start, weights, tiny, state):
+def test_against_a_plain_graph(kind, start, weights, whole, tiny, state, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", 7)
+    if whole:
+        monkeypatch.setattr(blocks, "by_rows", lambda tensor: False)
     rule = RULES[kind](tiny)
     first = None if start == "slow" else rebase(tiny.start(), tiny.slow)
     result = unroll(

@@ -128,10 +128,17 @@ def rule(request, tensors):
     return RULES[request.param][0](tensors[0])
 
 
+@pytest.fixture(params=["small blocks", "one block", "as on a GPU"])
+def way(request, monkeypatch):
+    """The ways through memory, of which tiny tensors on a CPU would take one."""
+    if request.param == "small blocks":
+        monkeypatch.setattr(blocks, "BLOCK_NUMBERS", 2)
+    elif request.param == "as on a GPU":
+        monkeypatch.setattr(blocks, "by_rows", lambda tensor: False)
+
+
 @pytest.mark.parametrize("kind", RULES)
-@pytest.mark.parametrize("block", [2, 2**17], ids=["small blocks", "one block"])
-def test_equation_by_coordinate(kind, block, tensors, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", block)
+def test_equation_by_coordinate(kind, way, tensors):
     rms, slow, fast, gradients = tensors
     build, numbers = RULES[kind]
     rule = build(rms)
@@ -183,8 +190,12 @@ def test_handed_over_coefficients_change_nothing(rule, tensors):
     assert all(torch.equal(new[name], handed[name]) for name in new)
 
 
-@pytest.mark.parametrize("stacked", [True, False])
-def test_derivatives_by_finite_differences(rule, tensors, stacked):
+@pytest.mark.parametrize(
+    ("way", "stacked"),
+    [("small blocks", True), ("small blocks", False), ("as on a GPU", True)],
+    indirect=["way"],
+)
+def test_derivatives_by_finite_differences(rule, tensors, stacked, way):
     _, slow, fast, gradients = tensors
     if not stacked:
         fast, gradients = ({n: t[0] for n, t in tree.items()} for tree in (fast, gradients))
