@@ -199,7 +199,32 @@ def tied_logits(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return (rows_first @ weight.t() + bias.unsqueeze(1)).transpose(0, 1)
     if bias.dim() == 1:
         bias = bias.expand(weight.shape[0], -1)
-    return torch.baddbmm(bias.unsqueeze(1), rows_first, weight.transpose(1, 2)).transpose(0, 1)
+    logits: Tensor = _RowLogits.apply(rows_first, weight, bias)
+    return logits.transpose(0, 1)
+
+
+class _RowLogits(torch.autograd.Function):
+    """[rows, time, size] to [rows, time, vocabulary] with a weight and a bias per row.
+
+    Autograd would form the weight's gradient transposed, and whoever uses it next would pay for a
+    strided copy of `rows x vocabulary x size`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(values, weight)
+        return torch.baddbmm(bias.unsqueeze(1), values, weight.transpose(1, 2))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        values, weight = ctx.saved_tensors
+        to_values, to_weight, to_bias = ctx.needs_input_grad
+        return (
+            gradient @ weight if to_values else None,
+            torch.bmm(gradient.transpose(1, 2), values) if to_weight else None,
+            gradient.sum(1) if to_bias else None,
+        )
 
 
 class _LookupOfTied(torch.autograd.Function):
