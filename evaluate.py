@@ -21,13 +21,11 @@ import torch
 from data_prep.corpora import prepare
 from metalm.language.articles import open_corpus
 from metalm.language.configuration import from_json
-from metalm.language.experiment import SPLITS, evaluate, tune_run
+from metalm.language.experiment import MODES, SPLITS, evaluate, tune_run
 from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
 from metalm.language.vocabulary import Vocabulary
 from metalm.training.allocator import keep_freed_memory
-
-MODES = ("reset", "carry")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

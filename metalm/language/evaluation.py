@@ -61,6 +61,7 @@ def tune_all(
     config: TuningConfig,
     mode: Mode,
     known: Trials | None = None,
+    other: Trials | None = None,
     report: Callable[[str, Trial], None] | None = None,
     keep: Callable[[Trials], None] | None = None,
 ) -> Trials:
@@ -72,6 +73,7 @@ def tune_all(
         config: text and grids.
         mode: "reset" or "carry".
         known: trials of an earlier call.
+        other: trials of another reading mode, from whose best settings the search begins.
         report: told every trial.
         keep: told all trials whenever a way of learning is done.
     """
@@ -87,10 +89,21 @@ def tune_all(
             if report is not None:
                 report(name, trial)
 
-        trials[name] = tune(models, learning, model, text, config, tell)
+        start = _start((other or {}).get(name, []), config, learning)
+        trials[name] = tune(models, learning, model, text, config, tell, start)
         if keep is not None:
             keep(trials)
     return trials
+
+
+def _start(
+    trials: Sequence[Trial], config: TuningConfig, learning: Learning
+) -> Mapping[str, float] | None:
+    """Best settings at the segment length that is searched in full, if there are trials of it."""
+    segments = config.segments if learning in ("sgd", "rms") else config.rule_segments
+    if not any(trial.segment == segments[0] for trial in trials):
+        return None
+    return choose_settings(trials, cached=False, segment=segments[0]).settings or None
 
 
 def compared_methods(trials: Trials) -> list[Method]:

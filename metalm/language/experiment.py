@@ -28,6 +28,7 @@ from metalm.language.tuning import Trial, trial_from_json, trial_to_json
 from metalm.training.record import Progress
 
 SPLITS = ("valid", "test")
+MODES = ("reset", "carry")
 
 
 def train(
@@ -45,11 +46,9 @@ def tune(
     config: ExperimentConfig, models: TrainedModels, corpus: Corpus, folder: RunFolder, mode: str
 ) -> Trials:
     """Tunes every method for one reading mode on validation articles; keeps all trials."""
-    path = folder.folder / f"tuning-{mode}.json"
-    known: Trials = {}
-    if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        known = {name: [trial_from_json(t) for t in trials] for name, trials in stored.items()}
+    path = _tuning_path(folder, mode)
+    known = _read_trials(path)
+    others = (_read_trials(_tuning_path(folder, other)) for other in MODES if other != mode)
 
     def keep(trials: Trials) -> None:
         content = {name: [trial_to_json(t) for t in found] for name, found in trials.items()}
@@ -66,7 +65,20 @@ def tune(
             flush=True,
         )
 
-    return tune_all(models, corpus.valid, config.tuning, mode, known, report, keep)
+    return tune_all(
+        models, corpus.valid, config.tuning, mode, known, next(others, None), report, keep
+    )
+
+
+def _tuning_path(folder: RunFolder, mode: str) -> Path:
+    return folder.folder / f"tuning-{mode}.json"
+
+
+def _read_trials(path: Path) -> Trials:
+    if not path.exists():
+        return {}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return {name: [trial_from_json(t) for t in trials] for name, trials in stored.items()}
 
 
 def score(

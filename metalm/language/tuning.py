@@ -186,11 +186,22 @@ def tune(
     text: TuningText,
     config: TuningConfig,
     report: Callable[[Trial], None] | None = None,
+    start: Settings | None = None,
 ) -> list[Trial]:
     """All trials of one way of learning, over its segment lengths.
 
     The first segment length is searched in full; for shorter ones rate and decay shrink with the
     segment, as Krause et al. have it, and the rate is searched again.
+
+    Args:
+        models: the trained weights.
+        learning: the way of learning.
+        model: whose weights it starts from.
+        text: what is read.
+        config: grids.
+        report: told every trial.
+        start: where the search begins (for the first segment length), such as the settings of the
+            other reading mode; by default `STARTS`.
     """
 
     def evaluate_at(segment: int) -> Callable[[Settings], Trial]:
@@ -208,20 +219,20 @@ def tune(
     if learning == "none":
         return [evaluate_at(64)({})]
     segments = config.segments if learning in ("sgd", "rms") else config.rule_segments
-    trials = search(evaluate_at(segments[0]), STARTS[learning], halvings=config.halvings)
+    trials = search(evaluate_at(segments[0]), start or STARTS[learning], halvings=config.halvings)
     for segment in segments[1:]:
         best = min((t for t in trials if t.segment == segments[0]), key=lambda t: t.perplexity)
         ratio = segment / segments[0]
-        start = {
+        shorter = {
             name: value * (ratio if name in ("rate", "decay", "rate_scale") else 1.0)
             for name, value in best.settings.items()
         }
-        scale = "rate" if "rate" in start else "rate_scale"
-        fixed = {name: value for name, value in start.items() if name != scale}
+        scale = "rate" if "rate" in shorter else "rate_scale"
+        fixed = {name: value for name, value in shorter.items() if name != scale}
         evaluate = evaluate_at(segment)
         trials += search(
             lambda settings, fixed=fixed, evaluate=evaluate: evaluate({**fixed, **settings}),  # type: ignore[misc]
-            {scale: start[scale]},
+            {scale: shorter[scale]},
             {scale: 1.5},
             halvings=0,
         )
