@@ -70,12 +70,17 @@ def run(options: argparse.Namespace, command: str) -> Path:
     if threads > 0:
         torch.set_num_threads(threads)
     own = open_corpus(prepare_data(config, config.data.source))
+    vocabulary = Vocabulary.load(folder.vocabulary_path)
+    if vocabulary.checksum != own.vocabulary.checksum:
+        raise ValueError(
+            f"{own.folder} has another vocabulary than {folder.folder}; expected the one that the "
+            "run was trained with; prepare the run's own data again, or restore it"
+        )
     if options.tune:
         tune_run(config, own, folder, options.modes)
         return folder.folder
     other = None
     if options.data is not None:
-        vocabulary = Vocabulary.load(folder.vocabulary_path)
         other = open_corpus(prepare_data(config, options.data, vocabulary))
     return evaluate(
         config,
@@ -95,7 +100,7 @@ def prepare_data(
     return prepare(
         source,
         tokenizer=config.data.tokenizer,
-        vocabulary_size=config.model.vocabulary_size,
+        vocabulary_size=config.data.vocabulary_size,
         root=Path(config.data.root),
         vocabulary=vocabulary,
     )

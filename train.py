@@ -91,7 +91,7 @@ def open_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Corpus]:
     folder = prepare(
         data.source,
         tokenizer=data.tokenizer,
-        vocabulary_size=config.model.vocabulary_size,
+        vocabulary_size=data.vocabulary_size,
         root=Path(data.root),
     )
     corpus = open_corpus(folder)

@@ -28,6 +28,10 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        if not self.theta > 0.0:
+            raise ValueError(
+                f"the cache's theta is a scale; expected a number above 0, found {self.theta}."
+            )
         if not 0.0 <= self.share < 1.0:
             raise ValueError(
                 f"the cache's share is a probability; expected 0 <= share < 1, found {self.share}."

@@ -188,8 +188,10 @@ class MetaTraining:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * self.schedule(index)
         norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), config.clip)
+        if not bool(norm.isfinite()):  # a row blew up on the way: it falls back, nobody learns
+            return {"skipped": 1.0}
         self.optimizer.step()
-        values = {"rule_gradient_norm": float(norm)}
+        values = {"rule_gradient_norm": float(norm), "skipped": 0.0}
         if self.model_optimizer is None or self.model_schedule is None:
             return values
         assert isinstance(config, JointTrainingConfig)

@@ -26,7 +26,7 @@ class ModelConfig:
     """Size and regularisation of the language model."""
 
     vocabulary_size: int = 6000
-    """Tokens, the end of line included."""
+    """Tokens, the end of line included; set to what the prepared data has."""
     embedding_size: int = 256
     """Size of the token vectors and of the last layer's output (tied)."""
     hidden_size: int = 640

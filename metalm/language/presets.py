@@ -23,6 +23,8 @@ class DataConfig:
     """Name of a corpus, or path of a folder or file (see the README)."""
     tokenizer: Literal["bpe", "word"] = "bpe"
     """Byte pairs learnt on the training split, or whole words."""
+    vocabulary_size: int = 6000
+    """Byte pairs asked for, the end of line included; a small text may have fewer."""
     root: str = "data"
     """Folder for prepared corpora."""
     held_out: float = 0.1
@@ -73,7 +75,8 @@ def tiny() -> ExperimentConfig:
     """The embedded default: the documentation inside Python, five minutes on two cores."""
     return ExperimentConfig(
         preset="tiny",
-        model=ModelConfig(vocabulary_size=3000, embedding_size=128, hidden_size=256),
+        data=DataConfig(vocabulary_size=3000),
+        model=ModelConfig(embedding_size=128, hidden_size=256),
         base=BaseTrainingConfig(tokens=1_200_000, rows=16, window=48, learning_rate=5e-3),
         rule=RuleTrainingConfig(tokens=30_000, rows=8, unroll=8, learning_rate=0.05),
         joint=JointTrainingConfig(tokens=160_000, rows=8, unroll=4, model_learning_rate=5e-3),

@@ -106,6 +106,8 @@ class Reader:
             ValueError: an empty text, or a token beyond the vocabulary.
         """
         _check(texts, self.model.config.vocabulary_size)
+        if rows < 1:
+            raise ValueError(f"articles are read in rows; expected at least 1, found {rows}.")
         started = time.perf_counter()
         was_training = self.model.training
         self.model.eval()
@@ -189,6 +191,8 @@ class Reader:
         rows = lost.nonzero().flatten().tolist()
         if rows:
             self._begin(memory, rows)
+            for row in rows:
+                memory.caches[row] = self._new_cache()
         return len(rows)
 
     def _begin(self, memory: _Memory, rows: Sequence[int]) -> None:
@@ -239,7 +243,7 @@ class _Scores:
     def __init__(self, texts: Sequence[NDArray[np.int32]], cache: CacheGrid | None) -> None:
         self.nats = [np.full(len(text), np.nan) for text in texts]
         thetas = () if cache is None else cache.thetas
-        self.thetas = torch.tensor(thetas)
+        self.thetas = torch.tensor(thetas, dtype=torch.float64)
         self.cache = [np.full((len(thetas), len(text)), np.nan) for text in texts] if thetas else []
 
     def keep(

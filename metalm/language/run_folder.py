@@ -1,16 +1,17 @@
-"""A run's folder: its configuration, and the weights that its stages leave.
+"""A run's folder: its configuration, and what its stages leave.
 
-configuration.json      what the run was asked for
-vocabulary/             the tokenizer
-base.safetensors        the language model after ordinary training
-control.safetensors     the same, gone on with ordinary training for as many tokens as `joint`: the
-rivals' base rule.safetensors        the update rule, trained with the base frozen
-joint.safetensors       model and rule, trained together
-statistics-N.safetensors  RMS of the training set's gradients at segments of N, for dynamic
-evaluation tuning-MODE.json        every trial on validation articles
-scores-SPLIT-MODE.npz   the loss of every word, for every method
-report-SPLIT/           results.json, plots and report.md
-stages/NAME/            checkpoints and metrics of a training
+configuration.json        what the run was asked for
+vocabulary/               the tokenizer
+base.safetensors          the language model after ordinary training
+control.safetensors       the same, gone on ordinarily for as many tokens: the rivals' base
+rule.safetensors          the update rule, trained with the base frozen
+joint.safetensors         model and rule, trained together
+statistics-N.safetensors  RMS of the training gradients at segments of N (dynamic evaluation)
+stages/NAME/              checkpoints and metrics of a training
+tuning-MODE.json          every trial on validation articles
+readings/SPLIT-MODE/      the loss of every token, one file a finished reading
+scores-SPLIT-MODE.npz     the loss of every word, for every method
+report-SPLIT/             results.json, plots and report.md
 """
 
 from __future__ import annotations
