@@ -22,8 +22,7 @@ def from_json(kind: type[Configuration], value: Mapping[str, Any], path: str = "
     if unknown:
         raise ValueError(
             f"unknown setting {path}{unknown[0]}; expected {', '.join(sorted(fields))}; the run "
-            f"was made by another "
-            "version of metalm"
+            "was made by another version of metalm"
         )
     built: dict[str, Any] = {}
     for name, item in value.items():

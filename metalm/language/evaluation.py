@@ -46,6 +46,11 @@ TUNED: tuple[tuple[str, Learning, ModelName], ...] = (
 )
 
 
+# With a cache, settings this close to the best count as good: those without a cache are preferred,
+# and one reading serves both.
+_AS_GOOD = 1.002
+
+
 class Scored(NamedTuple):
     """What evaluating one mode gives."""
 
@@ -118,6 +123,8 @@ def compared_methods(trials: Trials) -> list[Method]:
             )
         alone = choose_settings(trials[name], cached=False)
         cached = choose_settings(trials[name], cached=True)
+        if alone.cached_perplexity < cached.cached_perplexity * _AS_GOOD:
+            cached = alone
         methods.append(_method(NAMES[learning], learning, model, alone, None))
         title = "cache" if learning == "none" else f"{NAMES[learning]} + cache"
         methods.append(_method(title, learning, model, cached, cached.cache))

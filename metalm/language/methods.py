@@ -14,6 +14,10 @@ from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.rules.rms_decay import RmsDecay
 from metalm.meta.update_rule import AbstractUpdateRule
 
+# All but the recurrent weights, whose products the rows of a batch then share: twice the speed, for
+# little (EXPERIMENTS.md compares).
+ALL_BUT_RECURRENT = ("embedding.*", "decoder.*", "*input_weight", "*_bias")
+
 ModelName = Literal["control", "joint"]
 Learning = Literal["none", "sgd", "rms", "rule", "joint"]
 

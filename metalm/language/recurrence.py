@@ -107,9 +107,8 @@ def _row_groups(hidden_weight: Tensor, rows: int) -> list[slice]:
     """How rows share the loop over time.
 
     A shared recurrent weight is one product for all rows. Recurrent weights of their own are read
-    again at every
-    step: on a CPU one row after the other keeps its weight in cache, on a GPU all rows go in one
-    batched product.
+    again at every step: on a CPU one row after the other keeps its weight in cache, on a GPU all
+    rows go in one batched product.
     """
     if hidden_weight.dim() == 3 and hidden_weight.device.type == "cpu":
         return [slice(row, row + 1) for row in range(rows)]

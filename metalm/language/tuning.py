@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from metalm.language.articles import ArticleSet
 from metalm.language.cache import CacheConfig, mixed_nats
-from metalm.language.methods import STARTS, STEPS, Learning, Method, ModelName, TrainedModels
+from metalm.language.methods import (
+    ALL_BUT_RECURRENT,
+    STARTS,
+    STEPS,
+    Learning,
+    Method,
+    ModelName,
+    TrainedModels,
+)
 from metalm.language.reading import CacheGrid, Reader, Readings
 
 Settings = Mapping[str, float]
@@ -34,8 +42,8 @@ class TuningConfig:
     """Validation articles, spread evenly over the split."""
     tokens: int = 2000
     """Tokens read of each, from its start."""
-    adapt: tuple[str, ...] = ("*",)
-    """Patterns of the parameters that dynamic evaluation adapts (Krause et al.: all)."""
+    adapt: tuple[str, ...] = ALL_BUT_RECURRENT
+    """Patterns of the parameters that dynamic evaluation adapts."""
     segments: tuple[int, ...] = (20, 10, 5)
     """Segment lengths tried for dynamic evaluation."""
     rule_segments: tuple[int, ...] = (20, 10)
