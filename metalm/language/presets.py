@@ -94,6 +94,7 @@ def small() -> ExperimentConfig:
         preset="small",
         data=DataConfig(source="wikitext-2"),
         tuning=TuningConfig(articles=6, tokens=1500),
+        evaluation=EvaluationConfig(rows=12),
     )
 
 
