@@ -27,7 +27,8 @@ class Method:
     """One line of the comparison.
 
     The settings that a way of learning understands: `rate`, `decay` (sgd, rms), `eps` in units of
-    the mean RMS (rms), `rate_scale` (rule, joint).
+    the mean RMS (rms), `rate_scale` and `decay_scale` (rule,
+    joint).
     """
 
     name: str
@@ -56,12 +57,18 @@ class Method:
 STARTS: Mapping[Learning, Mapping[str, float]] = {
     "sgd": {"rate": 0.5, "decay": 1e-3},
     "rms": {"rate": 2e-4, "decay": 1e-3, "eps": 0.7},
-    "rule": {"rate_scale": 1.0},
-    "joint": {"rate_scale": 1.0},
+    "rule": {"rate_scale": 1.0, "decay_scale": 1.0},
+    "joint": {"rate_scale": 1.0, "decay_scale": 1.0},
 }
 
 # By what factor the search moves each setting.
-STEPS: Mapping[str, float] = {"rate": 2.0, "decay": 4.0, "eps": 2.0, "rate_scale": 1.4}
+STEPS: Mapping[str, float] = {
+    "rate": 2.0,
+    "decay": 4.0,
+    "eps": 2.0,
+    "rate_scale": 1.4,
+    "decay_scale": 4.0,
+}
 
 NAMES: Mapping[Learning, str] = {
     "none": "static",
@@ -110,4 +117,5 @@ class TrainedModels:
             return RmsDecay(rms, settings["rate"], settings["decay"], settings["eps"] * mean)
         rule = self.rules[method.learning]
         rule.rate_scale.fill_(settings["rate_scale"])
+        rule.decay_scale.fill_(settings["decay_scale"])
         return rule

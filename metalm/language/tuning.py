@@ -30,6 +30,9 @@ from metalm.language.methods import (
 )
 from metalm.language.reading import CacheGrid, Reader, Readings
 
+# What shrinks with the segment: shorter segments update more often.
+SHRINKING = ("rate", "decay", "rate_scale", "decay_scale")
+
 # A step must lower the perplexity by two in ten thousand: far less than the text's own noise.
 _ENOUGH = 1 - 2e-4
 
@@ -235,7 +238,7 @@ def tune(
         best = min((t for t in trials if t.segment == segments[0]), key=lambda t: t.perplexity)
         ratio = segment / segments[0]
         shorter = {
-            name: value * (ratio if name in ("rate", "decay", "rate_scale") else 1.0)
+            name: value * (ratio if name in SHRINKING else 1.0)
             for name, value in best.settings.items()
         }
         scale = "rate" if "rate" in shorter else "rate_scale"

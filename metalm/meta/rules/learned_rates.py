@@ -23,10 +23,11 @@ _LARGEST_DECAY = 0.999
 class LearnedRates(AbstractStepRule):
     """W <- W - c exp(a) (RMS + eps)^(-p) g + rho (W_0 - W); a, p, eps and rho are learned.
 
-    For each tensor: eps = exp(e) times the tensor's mean RMS; rho = sigmoid(b), or, with
-    ``decay_shape="rms"``, min(sigmoid(b) RMS/gsum, 1) with Krause's gsum. c is ``rate_scale``, a
-    buffer that is set on validation text and not learned. With p = 1 and that decay shape this is
-    Krause's rule (`from_krause`), with p = 0 it is gradient descent.
+    For each tensor: eps = exp(e) times the tensor's mean RMS; rho = d sigmoid(b), or, with
+    ``decay_shape="rms"``, d sigmoid(b) RMS/gsum with Krause's gsum, at most 1. c and d are
+    ``rate_scale`` and ``decay_scale``, buffers that are set on validation text and not learned.
+    With p = 1 and that decay shape this is Krause's rule (`from_krause`), with p = 0 it is gradient
+    descent.
 
     a and b are one number a tensor, a row (the tensor's first dimension) or a coordinate, as
     ``granularity`` says; p and e are one number a tensor. Starting with ``decay=0`` leaves the
@@ -46,6 +47,7 @@ class LearnedRates(AbstractStepRule):
     """
 
     rate_scale: Tensor
+    decay_scale: Tensor
 
     def __init__(
         self,
@@ -76,7 +78,9 @@ class LearnedRates(AbstractStepRule):
                 self._learn("decay_logit", name, own + math.log(start / (1 - start)))
             if self.has_decay and decay_shape == "rms":
                 self.register_buffer(f"relative_rms/{key(name)}", relative[name].detach())
-        self.register_buffer("rate_scale", next(iter(rms.values())).new_tensor(1.0))
+        one = next(iter(rms.values())).new_tensor(1.0)
+        self.register_buffer("rate_scale", one)
+        self.register_buffer("decay_scale", one.clone())
 
     @classmethod
     def from_krause(
@@ -115,10 +119,10 @@ class LearnedRates(AbstractStepRule):
             rates[name] = power * (self.rate_scale * self.learned("log_rate", name).exp())
             decays[name] = None
             if self.has_decay:
-                decay = self.learned("decay_logit", name).sigmoid()
+                decay = self.learned("decay_logit", name).sigmoid() * self.decay_scale
                 if self.decay_shape == "rms":
-                    decay = (decay * self.get_buffer(f"relative_rms/{key(name)}")).clamp(max=1.0)
-                decays[name] = decay
+                    decay = decay * self.get_buffer(f"relative_rms/{key(name)}")
+                decays[name] = decay.clamp(max=1.0)
         return StepSizes(rates, decays)
 
 
