@@ -19,7 +19,7 @@ from torch import Tensor
 
 from metalm.language.article_batches import ArticleRows, set_rows
 from metalm.language.articles import ArticleSet
-from metalm.language.methods import STARTS
+from metalm.language.methods import ALL_BUT_RECURRENT, STARTS
 from metalm.language.model import LanguageModel
 from metalm.language.recurrence import LayerState
 from metalm.language.segment_loss import SegmentLoss
@@ -32,33 +32,45 @@ from metalm.training.state import pack, unpack
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuleTrainingConfig:
+class MetaTrainingConfig:
+    """What the two trainings of the rule have in common."""
+
+    tokens: int
+    """Tokens read."""
+    rows: int
+    """Articles read at once, each with its own fast weights."""
+    unroll: int
+    """Updates through which the meta-gradient goes."""
+    learning_rate: float
+    """Of Adam, for the rule's parameters (most of them logarithms)."""
+    segment: int = 20
+    """Tokens between two updates of the fast weights."""
+    checkpoint_every: int = 0
+    """Keep the fast weights at every so many updates and recompute the rest; 0 keeps all."""
+    clip: float = 1.0
+    """Highest norm of the rule's meta-gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleTrainingConfig(MetaTrainingConfig):
     """Training of the rule with the model frozen, on articles that the base has not read."""
 
     tokens: int = 200_000
     """Tokens read."""
     rows: int = 8
     """Articles read at once, each with its own fast weights."""
-    segment: int = 20
-    """Tokens between two updates of the fast weights."""
     unroll: int = 16
     """Updates through which the meta-gradient goes."""
-    checkpoint_every: int = 0
-    """Keep the fast weights at every so many updates and recompute the rest; 0 keeps all."""
     learning_rate: float = 0.03
     """Of Adam, for the rule's parameters (most of them logarithms)."""
-    clip: float = 1.0
-    """Highest norm of the rule's meta-gradient."""
-    adapt: tuple[str, ...] = ("embedding.*", "decoder.*", "*input_weight", "*_bias")
-    """Patterns of the parameters that become fast: all but the recurrent weights, whose products
-    the rows then share.
-    """
+    adapt: tuple[str, ...] = ALL_BUT_RECURRENT
+    """Patterns of the parameters that become fast, in both trainings."""
     granularity: Literal["tensor", "row", "coordinate"] = "row"
     """What has a rate and a decay of its own; a row of the embedding is a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointTrainingConfig(RuleTrainingConfig):
+class JointTrainingConfig(MetaTrainingConfig):
     """Training of the rule and W_0 together, on all training articles."""
 
     tokens: int = 3_000_000
@@ -68,7 +80,7 @@ class JointTrainingConfig(RuleTrainingConfig):
     unroll: int = 8
     """Updates through which the meta-gradient goes."""
     learning_rate: float = 0.001
-    """Of Adam, for the rule's parameters."""
+    """Of Adam, for the rule; low, since the base has memorised most of these articles."""
     model_learning_rate: float = 5e-3
     """Highest rate of the schedule that W_0 goes on under (see the base)."""
     model_clip: float = 0.25
@@ -111,7 +123,7 @@ class MetaTraining:
         rule: AbstractUpdateRule,
         fast_names: Sequence[str],
         articles: ArticleSet,
-        config: RuleTrainingConfig,
+        config: MetaTrainingConfig,
         schedule: Callable[[int], float],
         seed: int,
         model_optimizer: torch.optim.Optimizer | None = None,

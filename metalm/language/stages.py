@@ -20,7 +20,7 @@ import torch
 
 from metalm.language.articles import ArticleSet, Corpus
 from metalm.language.base_training import BaseTraining, one_cycle
-from metalm.language.meta_training import MetaTraining, RuleTrainingConfig, starting_rule
+from metalm.language.meta_training import MetaTraining, MetaTrainingConfig, starting_rule
 from metalm.language.model import LanguageModel
 from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
@@ -229,5 +229,5 @@ def hold_out(count: int, share: float, seed: int) -> tuple[Sequence[int], Sequen
     return sorted(int(i) for i in order[kept:]), sorted(int(i) for i in order[:kept])
 
 
-def _meta_steps(config: RuleTrainingConfig) -> int:
+def _meta_steps(config: MetaTrainingConfig) -> int:
     return max(1, round(config.tokens / (config.rows * config.segment * config.unroll)))
