@@ -62,7 +62,8 @@ def unroll(
         The meta-loss and everything that the next unroll needs.
 
     Raises:
-        ValueError: An order that does not exist, no batch, or weights of another number.
+        ValueError: An order that does not exist, no batch, weights of another number, or nothing
+            that may be overwritten.
     """
     if not batches:
         raise ValueError("nothing to unroll; expected at least one batch, found 0; do add one")
@@ -72,6 +73,12 @@ def unroll(
         raise ValueError(
             f"weights do not fit the batches; expected {len(batches)}, found {len(weights)}; "
             "do give one weight a step"
+        )
+    if overwrite and (fast is None or order != 0):
+        raise ValueError(
+            "nothing may be overwritten here; expected fast weights of the caller's own and order "
+            f"0, found {'no fast weights' if fast is None else f'order {order}'}; do leave out "
+            "overwrite"
         )
     if fast is None:
         fast = slow if rows is None else stack_rows(slow, rows)

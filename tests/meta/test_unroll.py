@@ -368,6 +368,26 @@ def test_order_nought_adapts_alike_and_has_no_gradient(kind, tiny, state):
         assert torch.equal(weight, first.fast[name])
 
 
+@pytest.mark.parametrize("kind", ["tensor", "momentum"])
+def test_overwriting_gives_the_same_bits_in_the_callers_memory(kind, tiny, state):
+    arguments = (tiny.loss, RULES[kind](tiny), tiny.slow, tiny.rest, tiny.batches, state)
+    expected = unroll(*arguments, fast=tiny.start(), order=0)
+    start = tiny.start()
+    result = unroll(*arguments, fast=start, order=0, overwrite=True)
+    assert torch.equal(result.losses, expected.losses)
+    for name, weight in start.items():
+        assert result.fast[name].data_ptr() == weight.data_ptr()
+        assert torch.equal(weight, expected.fast[name])
+
+
+def test_slow_weights_are_never_overwritten(tiny, state):
+    arguments = (tiny.loss, GradientDescent(0.1), tiny.slow, tiny.rest, tiny.batches, state)
+    with pytest.raises(ValueError, match="found no fast weights"):
+        unroll(*arguments, order=0, overwrite=True)
+    with pytest.raises(ValueError, match="found order 1"):
+        unroll(*arguments, fast=tiny.start(), overwrite=True)
+
+
 def test_frozen_parameters_get_nothing_and_change_nothing_else(tiny, state):
     rule = learned_rule(tiny)
     arguments = (tiny.loss, rule, tiny.slow, tiny.rest, tiny.batches, state)
