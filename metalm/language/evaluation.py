@@ -111,11 +111,16 @@ def _start(
     return choose_settings(trials, cached=False, segment=segments[0]).settings or None
 
 
-def compared_methods(trials: Trials) -> list[Method]:
-    """The lines of the comparison, with the settings that validation chose."""
+def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
+    """The lines of the comparison, with the settings that validation chose.
+
+    Args:
+        trials: of every way of learning that is compared.
+        ablations: whether metalm is there with W_0 frozen too, and at its longest segments.
+    """
     methods: list[Method] = []
     for name, learning, model in TUNED:
-        if name not in trials:
+        if name not in trials or (learning == "rule" and not ablations):
             continue
         if learning == "joint":
             methods.append(
@@ -130,7 +135,7 @@ def compared_methods(trials: Trials) -> list[Method]:
         methods.append(_method(title, learning, model, cached, cached.cache))
     longest = max((t.segment for t in trials.get("joint", [])), default=0)
     main = [m for m in methods if m.name == NAMES["joint"]]
-    if main and main[0].segment != longest:
+    if ablations and main and main[0].segment != longest:
         best = choose_settings(trials["joint"], cached=False, segment=longest)
         name = f"metalm, segments of {longest}"
         methods.insert(methods.index(main[0]), _method(name, "joint", "joint", best, None))

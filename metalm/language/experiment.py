@@ -92,7 +92,7 @@ def score(
 ) -> Scored:
     """Scores a split in one mode; every finished reading is kept in the run's folder."""
     store = ReadingStore(folder.folder / "readings" / f"{split}-{mode}")
-    methods = compared_methods(trials)
+    methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
     total = articles.num_tokens
     bars: dict[str, Progress] = {}
 
