@@ -120,7 +120,7 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
     """
     methods: list[Method] = []
     for name, learning, model in TUNED:
-        if name not in trials or (learning == "rule" and not ablations):
+        if not trials.get(name) or (learning == "rule" and not ablations):
             continue
         if learning == "joint":
             methods.append(

@@ -95,11 +95,15 @@ def score(
     methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
     total = articles.num_tokens
     bars: dict[str, Progress] = {}
+    read: dict[str, tuple[int, float]] = {}
 
     def progress(name: str, tokens: int, nats: float) -> None:
         if name not in bars:
-            bars[name] = Progress(f"{split}, {mode}: {name}", total)
-        bars[name].update(tokens, tokens=tokens, values={"loss": nats / tokens})
+            bars[name], read[name] = Progress(f"{split}, {mode}: {name}", total), (0, 0.0)
+        read[name] = read[name][0] + tokens, read[name][1] + nats
+        bars[name].update(
+            tokens, tokens=tokens, values={"mean loss": read[name][1] / read[name][0]}
+        )
 
     rows = config.evaluation.rows
     scored = score_split(models, methods, articles, mode, store, rows, progress)
