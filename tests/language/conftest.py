@@ -1,15 +1,27 @@
 """Tiny models and texts, and an independent reading of them: one article, one token at a time."""
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from metalm.language.articles import SCHEMA, ArticleSet
+from data_prep.prepared import write
+from data_prep.synthetic import SyntheticText, synthetic_source
+from metalm.language import stages
+from metalm.language.articles import SCHEMA, ArticleSet, open_corpus
+from metalm.language.base_training import BaseTrainingConfig
+from metalm.language.experiment import train
+from metalm.language.meta_training import JointTrainingConfig, RuleTrainingConfig
 from metalm.language.model import LanguageModel, ModelConfig
+from metalm.language.presets import DataConfig, EvaluationConfig, ExperimentConfig
+from metalm.language.run_folder import RunFolder
+from metalm.language.tuning import TuningConfig
 from metalm.meta.rules.gradient_descent import GradientDescent
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.rules.rms_decay import RmsDecay
+from metalm.training.record import Record
 
 SIZES = {"vocabulary_size": 11, "embedding_size": 3, "hidden_size": 5, "num_layers": 2}
 NO_DROPOUT = {"input_dropout": 0.0, "hidden_dropout": 0.0, "output_dropout": 0.0}
@@ -155,7 +167,8 @@ def _learned_update(rule, name, weight, gradient, slow):
     eps = rule.learned("log_eps", name).exp() * rms.mean()
     rate = rule.rate_scale * rule.learned("log_rate", name).exp()
     rate = rate / (rms + eps) ** rule.learned("exponent", name)
-    decay = 1 / (1 + (-rule.learned("decay_logit", name)).exp())
+    decay = rule.decay_scale / (1 + (-rule.learned("decay_logit", name)).exp())
+    decay = decay.clamp(max=1.0)
     return weight - rate * gradient + decay * (slow - weight)
 
 
@@ -185,9 +198,69 @@ def learning():
             return RmsDecay(rms, 0.06, 0.04, 0.02), krause
         rule = LearnedRates(rms, rate=0.2, decay=0.03, exponent=0.4, eps=0.8)
         with torch.no_grad():
+            rule.rate_scale.fill_(0.9)
+            rule.decay_scale.fill_(1.5)
             for number, parameter in enumerate(rule.parameters()):
                 parameter.add_(0.1 * (number % 4) - 0.1)
         rule.requires_grad_(False)
         return rule, lambda n, w, g, w0: _learned_update(rule, n, w, g, w0)
 
     return choose
+
+
+@pytest.fixture(scope="session")
+def synthetic_text():
+    """How the synthetic corpus of these tests is made."""
+    return SyntheticText(
+        num_names=12,
+        cast_size=3,
+        num_verbs=2,
+        num_lines=7,
+        num_articles={"train": 9, "valid": 3, "test": 4},
+    )
+
+
+@pytest.fixture(scope="session")
+def corpus(synthetic_text, tmp_path_factory):
+    """A prepared corpus: articles of 35 words, each word a token."""
+    folder = tmp_path_factory.mktemp("prepared") / "synthetic"
+    write(synthetic_source(synthetic_text), folder, "word", 0)
+    return open_corpus(folder)
+
+
+@pytest.fixture(scope="session")
+def trained_run(corpus, tmp_path_factory):
+    """All four trainings of a tiny experiment, never interrupted: (config, corpus, folder)."""
+    sizes = {"tokens": 240, "rows": 3, "segment": 4, "unroll": 2}
+    config = ExperimentConfig(
+        seed=3,
+        data=DataConfig(source="synthetic", tokenizer="word", held_out=0.3),
+        model=ModelConfig(
+            vocabulary_size=corpus.vocabulary.size,
+            embedding_size=3,
+            hidden_size=4,
+            embedding_dropout=0.1,
+            weight_dropout=0.1,
+        ),
+        base=BaseTrainingConfig(tokens=336, rows=4, window=7),
+        rule=RuleTrainingConfig(**sizes),
+        joint=JointTrainingConfig(**sizes, dropout=True),
+        tuning=TuningConfig(
+            articles=2,
+            tokens=12,
+            halvings=0,
+            segments=(4,),
+            rule_segments=(4,),
+            thetas=(0.5, 1.0),
+            shares=(0.1, 0.2),
+            window=20,
+            rows=2,
+        ),
+        evaluation=EvaluationConfig(rows=2),
+    )
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        # Importing TensorBoard takes seconds; tests/training covers it.
+        patch.setattr(stages, "Record", partial(Record, tensorboard=False))
+        train(config, corpus, folder, stages.STAGES)
+    return config, corpus, folder

@@ -1,0 +1,72 @@
+import dataclasses
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from metalm.analysis.scores import Scores
+from metalm.language import evaluation as evaluation_module
+from metalm.language import experiment
+from metalm.language.evaluation import score_split
+from metalm.language.reading_store import ReadingStore
+from metalm.language.run_folder import RunFolder
+from metalm.language.trained import load_trained
+from metalm.language.tuning import trial_to_json
+
+
+@pytest.fixture
+def copied_run(trained_run, tmp_path):
+    config, corpus, folder = trained_run
+    shutil.copytree(folder.folder, tmp_path / "run")
+    return config, corpus, RunFolder(tmp_path / "run")
+
+
+def test_training_into_the_folder_of_another_run(copied_run):
+    config, corpus, folder = copied_run
+    before = folder.weights("joint").read_bytes()
+    other = dataclasses.replace(config, seed=99)
+    with pytest.raises(ValueError, match=r"belongs to another run; .* other values for seed"):
+        experiment.train(other, corpus, folder, ["base"])
+    assert folder.weights("joint").read_bytes() == before
+
+
+def test_every_trial_is_kept_and_none_is_repeated(copied_run, monkeypatch, capsys):
+    config, corpus, folder = copied_run
+    trials = experiment.tune_run(config, corpus, folder, ["carry"])["carry"]
+    assert list(trials) == ["none", "sgd", "rms", "rule", "joint"]
+    stored = json.loads((folder.folder / "tuning-carry.json").read_text())
+    assert {name: len(found) for name, found in stored.items()} == {
+        name: len(found) for name, found in trials.items()
+    }
+    assert capsys.readouterr().err.count("tuning (carry)") == sum(map(len, trials.values()))
+    monkeypatch.setattr(evaluation_module, "tune", None)
+    again = experiment.tune_run(config, corpus, folder, ["carry"])["carry"]
+    assert {n: [trial_to_json(t) for t in found] for n, found in again.items()} == stored
+
+
+def test_scores_are_those_of_the_chosen_methods(copied_run, synthetic_text):
+    config, corpus, folder = copied_run
+    models = load_trained(folder, config, corpus.train)
+    trials = experiment.tune(config, models, corpus, folder, "reset")
+    scored = experiment.score(config, models, trials, corpus.test, folder, "test", "reset")
+    methods = evaluation_module.compared_methods(trials)
+    alone = score_split(models, methods, corpus.test, "reset", ReadingStore(folder.folder / "new"))
+    kept = Scores.load(folder.folder / "scores-test-reset.npz")
+    assert kept.methods == alone.scores.methods == tuple(method.name for method in methods)
+    assert kept.num_words.tolist() == [5 * synthetic_text.num_lines] * 4
+    for name in kept.methods:
+        np.testing.assert_allclose(kept.nats(name), alone.scores.nats(name), rtol=1e-5)
+        assert math.isclose(kept.perplexity(name), scored.scores.perplexity(name))
+
+
+def test_an_unknown_split(trained_run):
+    with pytest.raises(ValueError, match="unknown split; expected valid or test, found 'train'"):
+        experiment.evaluate(*trained_run, split="train")
+
+
+def test_a_model_that_has_not_been_trained(trained_run, tmp_path):
+    config, corpus, _ = trained_run
+    with pytest.raises(ValueError, match=r"has no 'control' yet; .* --stages control"):
+        experiment.evaluate(config, corpus, RunFolder(tmp_path))

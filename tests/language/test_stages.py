@@ -1,0 +1,116 @@
+"""Every training of a run: killed, started again, and equal to an unbroken one in every bit."""
+
+import shutil
+
+import pytest
+import torch
+
+from metalm.language import stages as stages_module
+from metalm.language.stages import STAGES, Stages, hold_out
+from metalm.training import loop
+
+
+class KilledError(Exception):
+    """Stands for a kill between two steps."""
+
+
+def run_and_die(last_step):
+    """The loop, saving after every second step, that dies before this step."""
+
+    def run(training, **options):
+        step = training.step
+
+        def limited(index):
+            if index == last_step:
+                raise KilledError
+            return step(index)
+
+        training.step = limited
+        loop.run(training, **options | {"save_every_steps": 2})
+
+    return run
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_killed_stage_goes_on_to_the_same_bits(trained_run, tmp_path, monkeypatch, name):
+    config, corpus, unbroken = trained_run
+    folder = type(unbroken)(tmp_path / "run")
+    folder.folder.mkdir()
+    for before in STAGES[: STAGES.index(name)]:
+        shutil.copy(unbroken.weights(before), folder.weights(before))
+    for last_step in (3, 7, 7, None):
+        monkeypatch.setattr(stages_module, "run", run_and_die(last_step))
+        training = Stages(config, corpus, folder)
+        torch.manual_seed(last_step or 0)
+        if last_step is None:
+            training.train(name)
+            break
+        with pytest.raises(KilledError):
+            training.train(name)
+        assert not folder.has(name)
+        checkpoints = sorted(path.name for path in folder.stage(name).glob("*.safetensors"))
+        assert checkpoints[-1] == f"checkpoint-{last_step - 1:09d}.safetensors"
+    expected, form = unbroken.load(name)
+    found, found_form = folder.load(name)
+    assert form == found_form
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(tensor, found[key]), key
+
+
+def test_what_is_trained_is_not_trained_again(trained_run, monkeypatch):
+    config, corpus, folder = trained_run
+    monkeypatch.setattr(stages_module, "run", None)
+    for name in STAGES:
+        Stages(config, corpus, folder).train(name)
+
+
+def test_stages_change_what_they_should(trained_run):
+    _, _, folder = trained_run
+    base, control, joint = (folder.load(name)[0] for name in ("base", "control", "joint"))
+    rule, again = (folder.load(name)[0] for name in ("rule", "joint"))
+    weights = [key for key in control if key.startswith("model.")]
+    assert weights
+    for key in weights:
+        assert not torch.equal(base[key], control[key])
+        assert not torch.equal(base[key], joint[key])
+        assert not torch.equal(control[key], joint[key])
+    learned = [key for key in rule if "log_rate" in key]
+    assert learned
+    for key in learned:
+        assert not torch.equal(rule[key], again[key])
+
+
+def test_an_unknown_stage(trained_run):
+    with pytest.raises(ValueError, match="unknown stage; expected some of base, control, rule, jo"):
+        Stages(*trained_run).train("bass")
+
+
+@pytest.mark.parametrize(("name", "missing"), [("control", "base"), ("joint", "base")])
+def test_a_stage_whose_predecessor_has_not_finished(trained_run, tmp_path, name, missing):
+    config, corpus, folder = trained_run
+    with pytest.raises(ValueError, match=f"has no '{missing}' yet.* --stages {missing}"):
+        Stages(config, corpus, type(folder)(tmp_path)).train(name)
+
+
+@pytest.mark.parametrize(("count", "share"), [(9, 0.3), (2, 0.1), (40, 0.1), (5, 0.5)])
+def test_held_out_articles_are_never_read_by_the_base(count, share):
+    train, held_out = hold_out(count, share, 1)
+    assert sorted([*train, *held_out]) == list(range(count))
+    assert len(held_out) == max(1, round(count * share))
+    assert list(train) == sorted(train)
+    assert list(held_out) == sorted(held_out)
+    assert hold_out(count, share, 1) == (train, held_out)
+
+
+def test_one_article_cannot_be_divided():
+    with pytest.raises(ValueError, match="too few training articles; expected at least 2, found 1"):
+        hold_out(1, 0.1, 1)
+
+
+def test_the_base_reads_its_own_articles_only(trained_run):
+    config, corpus, folder = trained_run
+    stages = Stages(config, corpus, folder)
+    titles = set(stages.base_articles.titles), set(stages.held_out_articles.titles)
+    assert titles[0] | titles[1] == set(corpus.train.titles)
+    assert not titles[0] & titles[1]

@@ -1,0 +1,171 @@
+"""The programs at the root, from the command line's words to the report, on a few own texts."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = ("the", "a", "cat", "dog", "sees", "runs", "and", "old", "house", "tree")
+SMALL = (
+    "--data.vocabulary-size=300",
+    "--model.embedding-size=4",
+    "--model.hidden-size=6",
+    "--base.tokens=120",
+    "--base.rows=2",
+    "--base.window=10",
+    "--rule.tokens=60",
+    "--rule.rows=2",
+    "--rule.segment=5",
+    "--rule.unroll=2",
+    "--joint.tokens=60",
+    "--joint.rows=2",
+    "--joint.segment=5",
+    "--joint.unroll=2",
+    "--tuning.articles=2",
+    "--tuning.tokens=20",
+    "--tuning.segments=5",
+    "--tuning.rule-segments=5",
+    "--tuning.rows=2",
+    "--evaluation.rows=2",
+)
+
+
+def program(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_program", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def train():
+    return program("train")
+
+
+@pytest.fixture(scope="module")
+def evaluate():
+    return program("evaluate")
+
+
+@pytest.fixture(scope="module")
+def own_text(tmp_path_factory):
+    """Twelve files of made-up sentences; one of a single word."""
+    folder = tmp_path_factory.mktemp("own") / "texts"
+    folder.mkdir()
+    random = np.random.default_rng(2)
+    for number in range(12):
+        lines = (" ".join(random.choice(WORDS, 5)) for _ in range(2 + number))
+        (folder / f"text {number}.txt").write_text("\n".join(lines) + "\n")
+    (folder / "one word.md").write_text("cat\n")
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_from_own_text_to_the_report(train, evaluate, own_text, here, capsys):
+    arguments = ["--data", str(own_text), "--preset", "tiny", "--run", "run", *SMALL]
+    assert train.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "report: run/report-test/report.md" in printed
+    for name in ("static", "cache", "metalm", "dynamic evaluation"):
+        assert name in printed
+    results = json.loads((here / "run/report-test/results.json").read_text())
+    assert finite(results)
+    assert (here / "run/report-test/report.md").exists()
+    for name in ("base", "control", "rule", "joint"):
+        assert (here / f"run/{name}.safetensors").exists()
+        assert (here / f"run/stages/{name}/metrics.jsonl").exists()
+
+    # Again: nothing is trained, tuned or read twice, and the numbers are the same.
+    written = {path: path.stat().st_mtime_ns for path in (here / "run").glob("*.safetensors")}
+    assert evaluate.main(["run", "--modes", "reset"]) == 0
+    again = json.loads((here / "run/report-test/results.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert again["modes"]["reset"]["methods"] == results["modes"]["reset"]["methods"]
+
+    # Another configuration does not fit the folder.
+    assert train.main([*arguments, "--seed=5"]) == 2
+    assert "belongs to another run" in capsys.readouterr().err
+
+
+def finite(value):
+    if isinstance(value, dict):
+        return all(finite(part) for part in value.values())
+    if isinstance(value, list):
+        return all(finite(part) for part in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def test_a_dry_run_prints_the_resolved_configuration(train, here, capsys):
+    words = ["--preset", "small", "--dry-run", "--base.rows", "17", "--data", "anything"]
+    assert train.main(words) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["base"]["rows"] == 17
+    assert printed["preset"] == "small"
+    assert printed["data"]["source"] == "anything"
+    assert list(here.iterdir()) == []
+
+
+def test_presets_follow_the_data(train, here, capsys):
+    for words, preset in (([], "tiny"), (["--data", "wikitext-2"], "small")):
+        assert train.main([*words, "--dry-run"]) == 0
+        assert json.loads(capsys.readouterr().out)["preset"] == preset
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "huge"], "unknown preset; expected one of tiny, small, found 'huge'"),
+        (["--data", "wikitext-3"], "unknown corpus; expected python-docs, wikitext-2"),
+        (["--data", "."], "there is no text in the folder ."),
+    ],
+)
+def test_wrong_words_end_with_status_2_and_a_message(train, here, capsys, words, message):
+    assert train.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_an_unknown_stage(train, own_text, here, capsys):
+    words = ["--data", str(own_text), "--stages", "bass", "--run", "run", *SMALL]
+    assert train.main(words) == 2
+    assert "unknown stage; expected some of base, control, rule, joint" in capsys.readouterr().err
+
+
+def test_an_unknown_setting(train, here, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--model.colour", "red", "--dry-run"])
+    assert stopped.value.code == 2
+    assert "--model.colour" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere is not the folder of a run; expected a readable configuration.json"),
+        (["."], "is not the folder of a run"),
+    ],
+)
+def test_evaluating_what_is_no_run(evaluate, here, capsys, words, message):
+    assert evaluate.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_empty_article_is_named(train, here, capsys):
+    folder = here / "texts"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.txt").write_text("a b c\n")
+    (folder / "empty.txt").write_text(" \n")
+    assert train.main(["--data", "texts", *SMALL]) == 2
+    assert "an article is empty; expected at least one word" in (error := capsys.readouterr().err)
+    assert "empty" in error
