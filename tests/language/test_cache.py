@@ -93,6 +93,8 @@ def test_no_share_is_the_model_alone():
     [
         ({"share": 1.0}, "the cache's share is a probability; expected 0 <= share < 1, found 1.0"),
         ({"share": -0.1}, "found -0.1"),
+        ({"theta": 0.0}, "the cache's theta is a scale; expected a number above 0, found 0.0"),
+        ({"theta": -1.0}, "found -1.0"),
         ({"window": 0}, "the cache needs a window; expected at least 1, found 0"),
     ],
 )

@@ -160,3 +160,10 @@ def test_texts_that_cannot_be_read(tiny_model, text, message):
 def test_a_segment_without_tokens(tiny_model):
     with pytest.raises(ValueError, match="a segment has tokens; expected at least 1, found 0"):
         Reader(tiny_model(), segment=0)
+
+
+@pytest.mark.parametrize("rows", [0, -2])
+def test_reading_without_rows(tiny_model, texts, rows):
+    message = f"articles are read in rows; expected at least 1, found {rows}"
+    with pytest.raises(ValueError, match=message):
+        Reader(tiny_model()).read(texts, rows)
