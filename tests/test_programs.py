@@ -1,12 +1,17 @@
 """The programs at the root, from the command line's words to the report, on a few own texts."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from metalm.language.vocabulary import learn_bpe
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("the", "a", "cat", "dog", "sees", "runs", "and", "old", "house", "tree")
@@ -70,30 +75,78 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_from_own_text_to_the_report(train, evaluate, own_text, here, capsys):
+@pytest.fixture(scope="module")
+def trained(train, own_text, tmp_path_factory):
+    """What `train.py --data FOLDER` leaves and prints: its folder, arguments and words."""
+    folder = tmp_path_factory.mktemp("trained")
     arguments = ["--data", str(own_text), "--preset", "tiny", "--run", "run", *SMALL]
-    assert train.main(arguments) == 0
-    printed = capsys.readouterr().out
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(folder)
+        assert train.main(arguments) == 0
+    return folder, arguments, printed.getvalue()
+
+
+@pytest.fixture
+def in_trained(trained, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    return trained[0] / "run"
+
+
+def test_from_own_text_to_the_report(trained, in_trained):
+    _, _, printed = trained
     assert "report: run/report-test/report.md" in printed
     for name in ("static", "cache", "metalm", "dynamic evaluation"):
         assert name in printed
-    results = json.loads((here / "run/report-test/results.json").read_text())
+    report = in_trained / "report-test"
+    results = json.loads((report / "results.json").read_text())
     assert finite(results)
-    assert (here / "run/report-test/report.md").exists()
+    assert (report / "report.md").exists()
+    assert list((report / "plots").glob("*.png"))
     for name in ("base", "control", "rule", "joint"):
-        assert (here / f"run/{name}.safetensors").exists()
-        assert (here / f"run/stages/{name}/metrics.jsonl").exists()
+        assert (in_trained / f"{name}.safetensors").exists()
+        assert (in_trained / f"stages/{name}/metrics.jsonl").exists()
 
-    # Again: nothing is trained, tuned or read twice, and the numbers are the same.
-    written = {path: path.stat().st_mtime_ns for path in (here / "run").glob("*.safetensors")}
+
+def test_nothing_is_done_twice(train, evaluate, trained, in_trained):
+    """Neither trained, tuned nor read; and the numbers are the same."""
+    kept = [*in_trained.glob("*.safetensors"), *in_trained.glob("readings/*/*.npz")]
+    written = {path: path.stat().st_mtime_ns for path in kept}
+    tuned = (in_trained / "tuning-reset.json").read_bytes()
+    results = in_trained / "report-test/results.json"
+    before = json.loads(results.read_text())["modes"]["reset"]["methods"]
+    assert train.main(trained[1]) == 0
     assert evaluate.main(["run", "--modes", "reset"]) == 0
-    again = json.loads((here / "run/report-test/results.json").read_text())
+    assert json.loads(results.read_text())["modes"]["reset"]["methods"] == before
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    assert again["modes"]["reset"]["methods"] == results["modes"]["reset"]["methods"]
+    assert (in_trained / "tuning-reset.json").read_bytes() == tuned
 
-    # Another configuration does not fit the folder.
-    assert train.main([*arguments, "--seed=5"]) == 2
+
+def test_another_configuration_does_not_fit_the_folder(train, trained, in_trained, capsys):
+    assert train.main([*trained[1], "--seed=5"]) == 2
     assert "belongs to another run" in capsys.readouterr().err
+
+
+def test_another_text_is_read_with_the_tokenizer_of_the_run(evaluate, in_trained):
+    other = in_trained.parent / "other texts"
+    other.mkdir()
+    for number in range(4):
+        (other / f"{number}.txt").write_text("the old zebra sees a house\n" * (2 + number))
+    own = (in_trained / "report-test/results.json").read_bytes()
+    assert evaluate.main(["run", "--data", "other texts", "--modes", "reset"]) == 0
+    (report,) = set(in_trained.glob("report-*")) - {in_trained / "report-test"}
+    results = json.loads((report / "results.json").read_text())
+    assert finite(results)
+    assert (in_trained / "report-test/results.json").read_bytes() == own
+
+
+def test_a_run_whose_vocabulary_is_another_one(evaluate, trained, tmp_path, monkeypatch, capsys):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    texts = [f"{word} {word}" for word in WORDS]
+    learn_bpe(texts, 262).save(Path("run/vocabulary"))
+    assert evaluate.main(["run"]) == 2
+    assert "has another vocabulary than run" in capsys.readouterr().err
 
 
 def finite(value):
