@@ -17,9 +17,9 @@ NUM_STEPS = 31
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(tiny, folder: Path) -> subprocess.Popen:
+def start(tiny, folder: Path, *hang_in: int) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tiny.TINY), str(folder), str(NUM_STEPS)]
+    command = [sys.executable, str(tiny.TINY), str(folder), str(NUM_STEPS), *map(str, hang_in)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
 
 
@@ -28,8 +28,8 @@ def last_step(folder: Path) -> int:
 
 
 def kill_at(tiny, folder: Path, step: int) -> None:
-    """SIGKILL once so many steps are saved."""
-    with start(tiny, folder) as process:
+    """SIGKILL soon after so many steps are saved, in a step, in a save or between them."""
+    with start(tiny, folder, step + 5) as process:
         deadline = time.monotonic() + 600
         while last_step(folder) < step and process.poll() is None:
             assert time.monotonic() < deadline

@@ -113,19 +113,23 @@ class Meta:
 
 
 class Slow(Base):
-    """Slow enough that a kill falls inside."""
+    """Slow enough that a kill falls inside; hangs in one step, so that a late kill still does."""
+
+    def __init__(self, seed: int, hang_in: int) -> None:
+        super().__init__(seed)
+        self.hang_in = hang_in
 
     def step(self, index: int) -> dict[str, float]:
-        time.sleep(0.01)
+        time.sleep(3600 if index == self.hang_in else 0.01)
         return super().step(index)
 
 
-def main(folder: Path, num_steps: int) -> None:
+def main(folder: Path, num_steps: int, hang_in: int = -1) -> None:
     """What the killed process runs; another seed at each start shows that all is restored."""
     torch.set_num_threads(1)
     with Record(folder, tensorboard=False) as record:
         loop.run(
-            Slow(seed=len(list(folder.glob("checkpoint-*")))),
+            Slow(len(list(folder.glob("checkpoint-*"))), hang_in),
             num_steps=num_steps,
             folder=folder,
             record=record,
@@ -136,4 +140,4 @@ def main(folder: Path, num_steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
