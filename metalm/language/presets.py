@@ -79,7 +79,7 @@ def tiny() -> ExperimentConfig:
         preset="tiny",
         data=DataConfig(vocabulary_size=3000),
         model=ModelConfig(embedding_size=128, hidden_size=256),
-        base=BaseTrainingConfig(tokens=1_200_000, rows=16, window=48, learning_rate=5e-3),
+        base=BaseTrainingConfig(tokens=900_000, rows=16, window=48, learning_rate=5e-3),
         rule=RuleTrainingConfig(tokens=30_000, rows=8, unroll=8, learning_rate=0.05),
         joint=JointTrainingConfig(tokens=160_000, rows=8, unroll=4, model_learning_rate=5e-3),
         statistics_batches=30,
