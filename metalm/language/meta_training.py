@@ -210,6 +210,8 @@ class MetaTraining:
         for group in self.model_optimizer.param_groups:
             group["lr"] = self.model_schedule(index)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.model_clip)
+        if not bool(norm.isfinite()):
+            return values | {"skipped": 1.0}
         before = {name: weight.detach().clone() for name, weight in self.slow.items()}
         self.model_optimizer.step()
         with torch.no_grad():  # what a row has learnt is its displacement: it moves along with W_0
