@@ -1,7 +1,8 @@
 """Ordinary training of the language model, with truncated backpropagation through time.
 
-The base model and its control come from one recipe: the control goes on, still without adaptation,
-for as many tokens as the meta-learner reads, under the same schedule. It is the base on which the
+Articles are read in rows, the hidden state starting at zero with each, as in meta-training. The
+base model and its control come from one recipe: the control goes on, still without adaptation, for
+as many tokens as the meta-learner reads, under the same schedule. It is the base on which the
 rivals are run.
 """
 
@@ -15,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalm.language.article_batches import set_rows
+from metalm.language.article_passes import ArticlePasses
 from metalm.language.articles import ArticleSet
-from metalm.language.model import LanguageModel, detach_state
+from metalm.language.model import LanguageModel, detach_state, start_of
 from metalm.language.recurrence import LayerState
-from metalm.language.streams import TokenStreams
 from metalm.training.state import pack, unpack
 
 
@@ -29,9 +31,9 @@ class BaseTrainingConfig:
     tokens: int = 16_000_000
     """Tokens read by the base."""
     rows: int = 32
-    """Parallel streams of text."""
+    """Articles read at once."""
     window: int = 64
-    """Tokens a stream reads between two steps of the optimiser."""
+    """Tokens a row reads between two steps of the optimiser."""
     learning_rate: float = 2.5e-3
     """Highest learning rate."""
     warm_up: float = 0.02
@@ -89,8 +91,8 @@ class BaseTraining:
         seed: int,
         optimizer_state: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model, self.articles, self.config = model, articles, config
-        self.schedule, self.seed = schedule, seed
+        self.model, self.config = model, config
+        self.schedule = schedule
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=config.learning_rate,
@@ -99,31 +101,27 @@ class BaseTraining:
         )
         if optimizer_state is not None:
             self.optimizer.load_state_dict(dict(optimizer_state))
-        self.number, self.position = 0, 0
-        self.streams = TokenStreams(articles, config.rows, seed, 0)
-        self.state = self._fresh_state()
-
-    def _fresh_state(self) -> tuple[LayerState, ...]:
-        return self.model.initial_state(self.config.rows)
+        self.passes = ArticlePasses(articles, config.rows, seed)
+        self.state = model.initial_state(config.rows)
 
     def step(self, index: int) -> dict[str, float]:
-        """Reads one window of every stream and takes one step of the optimiser."""
+        """Reads one window of every row and takes one step of the optimiser."""
         config = self.config
-        if self.position >= self.streams.length:
-            self.number, self.position = self.number + 1, 0
-            self.streams = TokenStreams(self.articles, config.rows, self.seed, self.number)
-            self.state = self._fresh_state()
+        entered = self.passes.rows.enter()
+        set_rows(self.state, entered, start_of(self.state))
         device = self.model.embedding.weight.device
-        inputs, targets = self.streams.segment(self.position, config.window)
-        inputs, targets = inputs.to(device), targets.to(device)
-        self.position += config.window
+        inputs, targets, mask = self.passes.rows.take(config.window, device)
+        tokens = mask.sum()
         rate = config.learning_rate * self.schedule(index)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
             output = self.model(inputs, self.state)
-            loss = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), targets.flatten())
+            nats = torch.nn.functional.cross_entropy(
+                output.logits.flatten(0, 1), targets.flatten(), reduction="none"
+            )
+            loss = nats @ mask.flatten().to(nats.dtype) / tokens
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
@@ -131,7 +129,7 @@ class BaseTraining:
         self.state = detach_state(output.state)
         return {
             "loss": loss.item(),
-            "tokens": float(targets.numel()),
+            "tokens": float(tokens),
             "learning_rate": rate,
             "gradient_norm": float(norm),
         }
@@ -143,8 +141,7 @@ class BaseTraining:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "state": self.state,
-                "number": self.number,
-                "position": self.position,
+                "passes": self.passes.state_dict(),
             }
         )
 
@@ -154,8 +151,7 @@ class BaseTraining:
         device = self.model.embedding.weight.device
         self.model.load_state_dict(tree["model"])
         self.optimizer.load_state_dict(tree["optimizer"])
-        self.number, self.position = tree["number"], tree["position"]
-        self.streams = TokenStreams(self.articles, self.config.rows, self.seed, self.number)
+        self.passes.load_state_dict(tree["passes"])
         self.state = tuple(
             LayerState(*(part.to(device) for part in layer)) for layer in tree["state"]
         )

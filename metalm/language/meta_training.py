@@ -8,19 +8,18 @@ displacement from W_0, is held constant (`rebase`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from metalm.language.article_batches import ArticleRows, set_rows
+from metalm.language.article_batches import set_rows
+from metalm.language.article_passes import ArticlePasses
 from metalm.language.articles import ArticleSet
 from metalm.language.methods import ALL_BUT_RECURRENT, STARTS
-from metalm.language.model import LanguageModel
+from metalm.language.model import LanguageModel, start_of
 from metalm.language.recurrence import LayerState
 from metalm.language.segment_loss import SegmentLoss
 from metalm.meta.fork import rebase
@@ -130,16 +129,14 @@ class MetaTraining:
         model_schedule: Callable[[int], float] | None = None,
     ) -> None:
         self.model, self.rule, self.config = model, rule, config
-        self.schedule, self.seed = schedule, seed
+        self.schedule = schedule
         self.model_optimizer, self.model_schedule = model_optimizer, model_schedule
         model.train(isinstance(config, JointTrainingConfig) and config.dropout)
         model.requires_grad_(model_optimizer is not None)
         self.slow, self.rest = split(model, fast_names)
         self.optimizer = torch.optim.Adam(rule.parameters(), lr=config.learning_rate)
         self.loss = SegmentLoss(model, config.segment)
-        self.articles: Sequence[NDArray[np.int32]] = _Tokens(articles)
-        self.entered = 0
-        self.rows = ArticleRows(self.articles, self._order(), config.rows)
+        self.passes = ArticlePasses(articles, config.rows, seed)
         self.fast: Parameters = {
             name: weight.detach().expand(config.rows, *weight.shape).clone()
             for name, weight in self.slow.items()
@@ -147,22 +144,12 @@ class MetaTraining:
         self.state = model.initial_state(config.rows)
         self.rule_state = rule.initial_state(self.fast)
 
-    def _order(self) -> Iterator[int]:
-        """Articles in the order of entry: endless, each pass shuffled by seed and number."""
-        count = len(self.articles)
-        while True:
-            number, place = divmod(self.entered, count)
-            order = np.random.default_rng([self.seed, number]).permutation(count)
-            for index in order[place:]:
-                self.entered += 1
-                yield int(index)
-
     def step(self, index: int) -> dict[str, float]:
         """Reads `unroll` segments in every row and takes one step of the optimisers."""
         config = self.config
         self._begin_articles()
         device = self.model.embedding.weight.device
-        batches = [self.rows.take(config.segment, device) for _ in range(config.unroll)]
+        batches = [self.passes.rows.take(config.segment, device) for _ in range(config.unroll)]
         tokens = sum(float(batch.mask.sum()) for batch in batches)
         unrolled = unroll(
             self.loss,
@@ -188,12 +175,12 @@ class MetaTraining:
         return values
 
     def _begin_articles(self) -> None:
-        entered = self.rows.enter()
+        entered = self.passes.rows.enter()
         if not entered:
             return
         with torch.no_grad():
             set_rows(self.fast, entered, {name: self.slow[name] for name in self.fast})
-            set_rows(self.state, entered, _zeros_like(self.state))
+            set_rows(self.state, entered, start_of(self.state))
 
     def _optimise(self, index: int) -> dict[str, float]:
         config = self.config
@@ -229,7 +216,7 @@ class MetaTraining:
         ]
         if broken:
             set_rows(self.fast, broken, {name: self.slow[name] for name in self.fast})
-            set_rows(self.state, broken, _zeros_like(self.state))
+            set_rows(self.state, broken, start_of(self.state))
         return len(broken)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -241,8 +228,7 @@ class MetaTraining:
             "fast": self.fast,
             "state": self.state,
             "rule_state": self.rule_state,
-            "entered": self.entered,
-            "positions": [list(place) for place in self.rows.positions],
+            "passes": self.passes.state_dict(),
         }
         if self.model_optimizer is not None:
             tree["model_optimizer"] = self.model_optimizer.state_dict()
@@ -262,25 +248,4 @@ class MetaTraining:
             LayerState(*(part.to(device) for part in layer)) for layer in tree["state"]
         )
         self.rule_state = tree["rule_state"]
-        self.entered = tree["entered"]
-        self.rows = ArticleRows(self.articles, self._order(), self.config.rows)
-        self.rows.restore(tree["positions"])
-
-
-class _Tokens(Sequence[NDArray[np.int32]]):
-    """The token arrays of a set of articles, read when asked for."""
-
-    def __init__(self, articles: ArticleSet) -> None:
-        self._articles = articles
-
-    def __len__(self) -> int:
-        return len(self._articles)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._articles[index].tokens
-
-
-def _zeros_like(state: tuple[LayerState, ...]) -> tuple[LayerState, ...]:
-    return tuple(
-        LayerState(torch.zeros_like(s.hidden[0]), torch.zeros_like(s.cell[0])) for s in state
-    )
+        self.passes.load_state_dict(tree["passes"])

@@ -179,6 +179,14 @@ def detach_state(state: ModelState) -> ModelState:
     return tuple(LayerState(layer.hidden.detach(), layer.cell.detach()) for layer in state)
 
 
+def start_of(state: ModelState) -> ModelState:
+    """The hidden state that one row begins an article with: zeros, each [hidden]."""
+    return tuple(
+        LayerState(torch.zeros_like(layer.hidden[0]), torch.zeros_like(layer.cell[0]))
+        for layer in state
+    )
+
+
 def locked_dropout(values: Tensor, probability: float, training: bool) -> Tensor:
     """Dropout with one mask a row for all time steps of [time, rows, size].
 

@@ -1,4 +1,4 @@
-"""Articles laid end to end in parallel rows, for training with weights that all rows share."""
+"""Articles laid end to end in parallel rows, as gradient statistics are counted on them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from metalm.language.vocabulary import END_OF_LINE
 class TokenStreams:
     """One pass over a set of articles: shuffled, laid end to end, cut into rows of equal length.
 
-    The shuffle follows from the seed and the number of the pass alone, so that a resumed training
-    meets the same tokens. The few tokens that do not fill the last column of the rows are left out
-    of that pass.
+    The shuffle follows from the seed and the number of the pass alone. The few tokens that do not
+    fill the last column of the rows are left out of that pass.
 
     Args:
         articles: what is read.

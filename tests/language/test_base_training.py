@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from metalm.language.base_training import BaseTraining, BaseTrainingConfig, one_cycle
-from metalm.language.streams import TokenStreams
 
-SEED = 6
+SEED, ROWS, WINDOW = 6, 3, 4
 CONFIG = BaseTrainingConfig(
-    rows=3, window=4, learning_rate=0.05, weight_decay=0.1, clip=0.3, bfloat16=False
+    rows=ROWS, window=WINDOW, learning_rate=0.05, weight_decay=0.1, clip=0.3, bfloat16=False
 )
 
 
@@ -23,48 +22,96 @@ def articles(article_set):
     return article_set([random.integers(0, 11, n).astype(np.int32) for n in (9, 12, 5, 8)])
 
 
+class Reference:
+    """The same training row after row, by plain autograd and an AdamW written out."""
+
+    def __init__(self, model, articles, plain_nats, plain_state):
+        self.texts = [article.tokens for article in articles]
+        self.model, self.plain_nats, self.plain_state = model, plain_nats, plain_state
+        self.leaves = {n: w.detach().clone().requires_grad_() for n, w in model.named_parameters()}
+        self.first = {name: torch.zeros_like(weight) for name, weight in self.leaves.items()}
+        self.second = {name: torch.zeros_like(weight) for name, weight in self.leaves.items()}
+        self.entered, self.rows = 0, [None] * ROWS
+
+    def enter(self):
+        number, place = divmod(self.entered, len(self.texts))
+        order = np.random.default_rng([SEED, number]).permutation(len(self.texts))
+        self.entered += 1
+        text = self.texts[order[place]].tolist()
+        return {"text": text, "position": 0, "state": self.plain_state(self.model)}
+
+    def read(self, row):
+        """The losses of a row's tokens in one window, each after the token before it."""
+        part = slice(row["position"], min(row["position"] + WINDOW, len(row["text"])))
+        inputs = [0, *row["text"]][part]
+        nats, _, state = self.plain_nats(self.leaves, inputs, row["text"][part], row["state"])
+        row["state"] = [(hidden.detach(), cell.detach()) for hidden, cell in state]
+        row["position"] = part.stop
+        return nats
+
+    def step(self, index):
+        for number, row in enumerate(self.rows):
+            if row is None or row["position"] == len(row["text"]):
+                self.rows[number] = self.enter()
+        nats = torch.cat([self.read(row) for row in self.rows])
+        loss = nats.mean()
+        gradients = torch.autograd.grad(loss, list(self.leaves.values()))
+        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+        rate = 0.05 * schedule(index)
+        with torch.no_grad():
+            for name, gradient in zip(self.leaves, gradients, strict=True):
+                clipped = gradient * min(1.0, 0.3 / (norm + 1e-6))
+                self.first[name] = 0.9 * self.first[name] + 0.1 * clipped
+                self.second[name] = 0.99 * self.second[name] + 0.01 * clipped**2
+                mean = self.first[name] / (1 - 0.9 ** (index + 1))
+                scale = (self.second[name] / (1 - 0.99 ** (index + 1))).sqrt() + 1e-8
+                weight = self.leaves[name]
+                weight -= rate * 0.1 * weight + rate * mean / scale
+        return {
+            "loss": loss.item(),
+            "tokens": len(nats),
+            "learning_rate": rate,
+            "gradient_norm": norm,
+        }
+
+
 def test_steps_equal_plain_autograd_and_a_hand_written_adam(
     tiny_model, articles, plain_nats, plain_state
 ):
-    """Seven steps: the streams are 11 tokens long, so that passes end in between."""
+    """Twelve steps: rows end inside of a window and at its end, and a third pass begins."""
     model = tiny_model()
     training = BaseTraining(model, articles, CONFIG, schedule, SEED)
-    leaves = {n: w.detach().clone().requires_grad_() for n, w in model.named_parameters()}
-    first = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
-    second = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
-    number, position, states = -1, 99, []
-    for step in range(7):
-        found = training.step(step)
-        if position >= 11:
-            number, position = number + 1, 0
-            streams = TokenStreams(articles, 3, SEED, number)
-            states = [plain_state(model) for _ in range(3)]
-        inputs, targets = streams.segment(position, 4)
-        position += 4
-        total = 0.0
-        for row in range(3):
-            nats, _, state = plain_nats(leaves, inputs[:, row], targets[:, row], states[row])
-            states[row] = [(hidden.detach(), cell.detach()) for hidden, cell in state]
-            total = total + nats.sum()
-        loss = total / targets.numel()
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
-        norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
-        rate = 0.05 * schedule(step)
-        with torch.no_grad():
-            for name, gradient in zip(leaves, gradients, strict=True):
-                clipped = gradient * min(1.0, 0.3 / (norm + 1e-6))
-                first[name] = 0.9 * first[name] + 0.1 * clipped
-                second[name] = 0.99 * second[name] + 0.01 * clipped**2
-                mean = first[name] / (1 - 0.9 ** (step + 1))
-                scale = (second[name] / (1 - 0.99 ** (step + 1))).sqrt() + 1e-8
-                leaves[name] -= rate * 0.1 * leaves[name] + rate * mean / scale
-        assert found["tokens"] == targets.numel()
-        np.testing.assert_allclose(found["loss"], loss.item(), rtol=1e-9)
-        np.testing.assert_allclose(found["gradient_norm"], norm, rtol=1e-9)
-        np.testing.assert_allclose(found["learning_rate"], rate)
-    assert number == 2
+    reference = Reference(model, articles, plain_nats, plain_state)
+    tokens = set()
+    for index in range(12):
+        found, expected = training.step(index), reference.step(index)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-9, err_msg=name)
+        tokens.add(found["tokens"])
+    assert reference.entered > 2 * len(articles)
+    assert max(tokens) == ROWS * WINDOW > min(tokens)
     for name, weight in model.named_parameters():
-        torch.testing.assert_close(weight.detach(), leaves[name].detach(), rtol=1e-7, atol=1e-9)
+        expected = reference.leaves[name].detach()
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_an_article_is_read_as_if_it_were_alone(tiny_model, article_set, plain_nats, plain_state):
+    """Neither the article before it nor its neighbours are in the hidden state it begins with."""
+    random = np.random.default_rng(1)
+    texts = [random.integers(0, 11, 4).astype(np.int32) for _ in range(6)]
+    still = BaseTrainingConfig(rows=2, window=4, learning_rate=0.0, bfloat16=False)
+    model = tiny_model()
+    training = BaseTraining(model, article_set(texts), still, schedule, SEED)
+    found = [training.step(index)["loss"] for index in range(3)]
+    weights = dict(model.named_parameters())
+    alone = []
+    for text in texts:
+        nats, _, _ = plain_nats(weights, [0, *text[:-1]], text, plain_state(model))
+        alone.append(nats.mean().item())
+    order = np.random.default_rng([SEED, 0]).permutation(6)
+    expected = [(alone[order[2 * step]] + alone[order[2 * step + 1]]) / 2 for step in range(3)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("stopped_after", [1, 3, 4])
