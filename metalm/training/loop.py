@@ -72,7 +72,7 @@ def run(
         evaluate_every: steps between evaluations, from step 0 on, and after the last; 0: never.
         save_every_seconds: save at the first end of a step after so many seconds.
         save_every_steps: save after each multiple of so many steps; 0: by the clock only.
-        log_every: steps that one "train" line averages over.
+        log_every: steps that one "train" line averages over; the last line, over those that remain.
         configuration: JSON value that a checkpoint must share to be continued.
         title: name of the progress bar.
 
@@ -107,6 +107,7 @@ def run(
                     turn.evaluate(evaluate)
                 continue
             if last:
+                turn.end()
                 return
             values = turn.take(trainable)
             shown = {name: value for name, value in values.items() if name == "loss"}
@@ -173,11 +174,25 @@ class _Turn:
         self.count += 1
         self.is_new = True
         if self.count >= self.log_every:
-            means = {name: total / self.count for name, total in self.sums.items()}
-            if self.record is not None:
-                self.record.write("train", self.step, means, self.seconds)
+            self._write_means()
             self.sums, self.count = {}, 0
         return values
+
+    def end(self) -> None:
+        """Record the steps left over at the end.
+
+        Not part of the checkpoint: a run that goes on with more steps cuts this line, and finds the
+        sums as they were.
+        """
+        if self.count > 0:
+            self._write_means()
+            if self.record is not None:
+                self.record.flush()
+
+    def _write_means(self) -> None:
+        if self.record is not None:
+            means = {name: total / self.count for name, total in self.sums.items()}
+            self.record.write("train", self.step, means, self.seconds)
 
     def save(self, trainable: Trainable) -> None:
         """Write the checkpoint if anything is new; NaN never replaces good numbers."""

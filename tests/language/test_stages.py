@@ -8,6 +8,7 @@ import torch
 from metalm.language import stages as stages_module
 from metalm.language.stages import STAGES, Stages, hold_out
 from metalm.training import loop
+from metalm.training.record import read
 
 
 class KilledError(Exception):
@@ -79,6 +80,16 @@ def test_stages_change_what_they_should(trained_run):
     assert learned
     for key in learned:
         assert not torch.equal(rule[key], again[key])
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("base", 12), ("control", 9), ("rule", 10), ("joint", 10)]
+)
+def test_a_stage_of_a_few_steps_is_on_record(trained_run, name, steps):
+    _, _, folder = trained_run
+    (line,) = read(folder.stage(name))
+    assert (line["kind"], line["step"]) == ("train", steps)
+    assert line["values"]["loss"] > 0
 
 
 def test_an_unknown_stage(trained_run):

@@ -142,6 +142,32 @@ def test_a_train_line_holds_the_mean_of_its_steps(tiny, tmp_path):
     assert found == {end: pytest.approx(sum(losses[end - 3 : end]) / 3) for end in (3, 6, 9)}
 
 
+@pytest.mark.parametrize(("num_steps", "left"), [(2, 2), (7, 1), (8, 2)])
+def test_the_last_train_line_holds_the_mean_of_the_steps_left(tiny, tmp_path, num_steps, left):
+    reference = tiny.Base()
+    losses = [reference.step(index)["loss"] for index in range(num_steps)]
+    whole = []
+    for _ in range(2):  # the second time there is nothing to do, and nothing changes
+        with Record(tmp_path, tensorboard=False) as record:
+            asked = settings(tmp_path, num_steps=num_steps, record=record, log_every=3)
+            loop.run(tiny.Base(), **asked)
+        whole.append(record.path.read_bytes())
+    assert whole[0] == whole[1]
+    found = [(line["step"], line["values"]["loss"]) for line in read(tmp_path)]
+    expected = [(end, sum(losses[end - 3 : end]) / 3) for end in range(3, num_steps, 3)]
+    expected.append((num_steps, sum(losses[-left:]) / left))
+    assert found == [(step, pytest.approx(mean)) for step, mean in expected]
+
+
+def test_a_longer_run_takes_back_the_line_of_the_steps_left(make, tmp_path):
+    for folder, lengths in ((tmp_path / "whole", (10,)), (tmp_path / "longer", (4, 5, 10))):
+        for num_steps in lengths:
+            with Record(folder, tensorboard=False) as record:
+                asked = settings(folder, num_steps=num_steps, record=record, log_every=3)
+                loop.run(make(), **asked)
+    assert lines(tmp_path / "longer") == lines(tmp_path / "whole")
+
+
 def test_the_clock_decides_when_to_save(tiny, tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
