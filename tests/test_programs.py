@@ -110,7 +110,7 @@ def test_from_own_text_to_the_report(trained, in_trained):
 
 def test_nothing_is_done_twice(train, evaluate, trained, in_trained):
     """Neither trained, tuned nor read; and the numbers are the same."""
-    kept = [*in_trained.glob("*.safetensors"), *in_trained.glob("readings/*/*.npz")]
+    kept = [*in_trained.glob("*.safetensors"), *in_trained.glob("readings/*/*.safetensors")]
     written = {path: path.stat().st_mtime_ns for path in kept}
     tuned = (in_trained / "tuning-reset.json").read_bytes()
     results = in_trained / "report-test/results.json"
@@ -147,6 +147,22 @@ def test_a_run_whose_vocabulary_is_another_one(evaluate, trained, tmp_path, monk
     learn_bpe(texts, 262).save(Path("run/vocabulary"))
     assert evaluate.main(["run"]) == 2
     assert "has another vocabulary than run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["tuning-reset.json", "readings/test-reset/*.safetensors", "control.safetensors"]
+)
+def test_a_damaged_file_is_named(evaluate, trained, tmp_path, monkeypatch, capsys, name):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    for path in Path("run").glob(name):
+        path.write_bytes(path.read_bytes()[:-40])
+    assert evaluate.main(["run", "--modes", "reset"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert path.parent.as_posix() in error
+    assert path.suffix in error
+    assert "delete it" in error
 
 
 def finite(value):

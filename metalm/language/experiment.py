@@ -77,8 +77,14 @@ def _tuning_path(folder: RunFolder, mode: str) -> Path:
 def _read_trials(path: Path) -> Trials:
     if not path.exists():
         return {}
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return {name: [trial_from_json(t) for t in trials] for name, trials in stored.items()}
+    try:
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        return {name: [trial_from_json(t) for t in trials] for name, trials in stored.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read; expected the trials that tuning wrote, found "
+            f"'{type(error).__name__}: {error}'; delete it to tune again"
+        ) from error
 
 
 def score(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from metalm.language.reading import Readings
+from metalm.training import checkpoint
 
 
 class ReadingStore:
-    """Readings of one split in one mode, one file each.
+    """Readings of one split in one mode, one file each, written whole and with a checksum.
 
     Args:
         folder: made when something is first kept.
@@ -26,7 +27,7 @@ class ReadingStore:
 
     def _path(self, description: Mapping[str, Any]) -> Path:
         text = json.dumps(description, sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
     def get(
         self, description: Mapping[str, Any], lengths: Sequence[int]
@@ -36,19 +37,21 @@ class ReadingStore:
         Args:
             description: everything that the scores depend on, as JSON values.
             lengths: tokens of each text.
+
+        Raises:
+            ValueError: the file is truncated, altered or of another reading.
         """
         path = self._path(description)
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as file:
-            meta = json.loads(str(file["meta"]))
-            cuts = np.cumsum(lengths)[:-1]
-            nats, cache = file["nats"], file["cache"]
-        if len(nats) != sum(lengths):
+        tensors, meta = checkpoint.load(path)
+        if meta.get("description") != description:
             raise ValueError(
-                f"{path} is of another text; expected {sum(lengths)} tokens, found {len(nats)}; "
-                "delete it to read again"
+                f"{path} is not the reading that its name says; expected one of "
+                f"{dict(description)}, found {meta.get('description')}; delete it to read again"
             )
+        cuts = np.cumsum(lengths)[:-1]
+        nats, cache = tensors["nats"].numpy(), tensors["cache"].numpy()
         readings = Readings(
             np.split(nats, cuts),
             np.split(cache, cuts, axis=1) if len(cache) else [],
@@ -61,22 +64,17 @@ class ReadingStore:
         self, description: Mapping[str, Any], readings: Readings, cost: Mapping[str, float]
     ) -> None:
         """Keeps a finished reading."""
-        path = self._path(description)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        meta = {
-            "description": dict(description),
-            "fallbacks": readings.fallbacks,
-            "seconds": readings.seconds,
-            "cost": dict(cost),
-        }
-        temporary = path.with_suffix(".partial")
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                meta=np.array(json.dumps(meta)),
-                nats=np.concatenate(readings.nats),
-                cache=np.concatenate(readings.cache, axis=1)
-                if readings.cache
-                else np.zeros((0, 0)),
-            )
-        os.replace(temporary, path)
+        cache = np.concatenate(readings.cache, axis=1) if readings.cache else np.zeros((0, 0))
+        checkpoint.save(
+            self._path(description),
+            {
+                "nats": torch.from_numpy(np.concatenate(readings.nats)),
+                "cache": torch.from_numpy(cache),
+            },
+            {
+                "description": dict(description),
+                "fallbacks": readings.fallbacks,
+                "seconds": readings.seconds,
+                "cost": dict(cost),
+            },
+        )

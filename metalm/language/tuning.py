@@ -280,12 +280,16 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
 
 
 def trial_from_json(value: Mapping[str, Any]) -> Trial:
-    """The inverse of `trial_to_json`."""
+    """The inverse of `trial_to_json`.
+
+    Raises:
+        KeyError, TypeError, ValueError: these are not the JSON values of a trial.
+    """
     return Trial(
-        segment=value["segment"],
-        settings=value["settings"],
-        perplexity=value["perplexity"],
-        cached_perplexity=value["cached_perplexity"],
+        segment=int(value["segment"]),
+        settings={str(name): float(number) for name, number in dict(value["settings"]).items()},
+        perplexity=float(value["perplexity"]),
+        cached_perplexity=float(value["cached_perplexity"]),
         cache=CacheConfig(**value["cache"]),
-        seconds=value["seconds"],
+        seconds=float(value["seconds"]),
     )

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _FORMAT = "metalm-checkpoint-1"
+_ADVICE = "delete it, and the same command makes it again or continues from an older one"
 _NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
 
 
@@ -74,7 +75,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"the checkpoint {path} is truncated or altered; expected a safetensors file, found "
-            f"'{error}'; delete it and continue from an older one"
+            f"'{error}'; {_ADVICE}"
         ) from error
     if header.get("format") != _FORMAT:
         raise ValueError(
@@ -85,7 +86,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if expected != found:
         raise ValueError(
             f"the checkpoint {path} was altered; expected sha256 {expected[:16]}, found "
-            f"{found[:16]}; delete it and continue from an older one"
+            f"{found[:16]}; {_ADVICE}"
         )
     aliases: dict[str, str] = json.loads(header["aliases"])
     tensors = unique | {name: unique[first] for name, first in aliases.items()}

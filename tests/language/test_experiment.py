@@ -46,6 +46,30 @@ def test_every_trial_is_kept_and_none_is_repeated(copied_run, monkeypatch, capsy
     assert {n: [trial_to_json(t) for t in found] for n, found in again.items()} == stored
 
 
+def test_a_damaged_file_of_trials_is_named(copied_run):
+    """Cut off anywhere; and with a value that is no trial."""
+    config, corpus, folder = copied_run
+    path = folder.folder / "tuning-carry.json"
+    experiment.tune_run(config, corpus, folder, ["carry"])
+    content = path.read_text()
+    none, rms = (json.loads(content)[name][0] for name in ("none", "rms"))
+    wrong = (
+        [1],
+        {"none": 3},
+        {"none": [3]},
+        {"none": [{}]},
+        {"none": [none | {"cache": {"theta": 0.0}}]},
+        {"none": [none | {"perplexity": "low"}]},
+        {"rms": [rms | {"settings": {"rate": None}}]},
+    )
+    cut = [content[:length] for length in range(0, len(content) - 1, 101)]
+    for text in [*map(json.dumps, wrong), *cut]:
+        path.write_text(text)
+        for mode in ("carry", "reset"):  # the other mode begins at its settings
+            with pytest.raises(ValueError, match=r"tuning-carry\.json cannot be read; .*delete it"):
+                experiment.tune_run(config, corpus, folder, [mode])
+
+
 def test_scores_are_those_of_the_chosen_methods(copied_run, synthetic_text):
     config, corpus, folder = copied_run
     models = load_trained(folder, config, corpus.train)
