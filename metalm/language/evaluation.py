@@ -240,8 +240,10 @@ def _numbers(module: torch.nn.Module) -> list[NDArray[np.generic]]:
 
 
 def _checksum(arrays: Sequence[NDArray[np.generic]]) -> str:
+    """SHA-256 over every array's type, shape and bytes: where one ends counts too."""
     digest = hashlib.sha256()
     for array in arrays:
+        digest.update(json.dumps([str(array.dtype), list(array.shape)]).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 

@@ -154,6 +154,25 @@ def test_a_kept_reading_is_of_the_same_weights_and_settings(models, articles, tm
     assert not reads_again()
 
 
+@pytest.mark.parametrize("mode", ["reset", "carry"])
+def test_a_kept_reading_is_of_the_same_articles(models, article_set, tmp_path, mode):
+    """The same tokens, cut elsewhere: other articles, but in the carry mode the same text."""
+    tokens = np.random.default_rng(6).integers(0, 11, 20).astype(np.int32)
+    store, told = ReadingStore(tmp_path / "kept"), []
+    for number, cuts in enumerate(((5, 12), (6, 12), (12,))):
+        told.clear()
+        articles = article_set(np.split(tokens, cuts))
+        found = score_split(
+            models, METHODS, articles, mode, store, 2, lambda *p: told.append(p[0])
+        ).scores
+        new = ReadingStore(tmp_path / f"new {number}")
+        fresh = score_split(models, METHODS, articles, mode, new, 2).scores
+        assert bool(told) == (mode == "reset" or number == 0)
+        for one, other in zip(found.articles, fresh.articles, strict=True):
+            for name in found.methods:
+                np.testing.assert_array_equal(one.losses[name], other.losses[name])
+
+
 def trial(segment, perplexity, cached, **settings):
     cache = CacheConfig(theta=cached, share=0.1)
     return Trial(
