@@ -1,10 +1,12 @@
 """Train a language model that learns while it reads, and compare it with its rivals.
 
-    python train.py                        # the embedded default: the documentation inside Python,
-    five minutes python train.py --data wikitext-2      # WikiText-2 from the hub, preset small,
-    about two hours on two cores python train.py --data FOLDER          # wiki.*.tokens files, or
-    your own .txt, .md or .jsonl articles python train.py --preset small --dry-run --base.rows 16
-      # print the resolved configuration
+    python train.py                              # the embedded default: the documentation inside
+                                                 # Python, five minutes
+    python train.py --data wikitext-2            # WikiText-2 from the hub, preset small, about
+                                                 # two hours on two cores
+    python train.py --data FOLDER                # wiki.*.tokens files, or your own .txt, .md or
+                                                 # .jsonl articles
+    python train.py --preset small --dry-run     # print the resolved configuration
 
 Everything goes into one folder under runs/. The same command continues a run that was stopped.
 """
@@ -27,7 +29,7 @@ from metalm.language.articles import Corpus, open_corpus
 from metalm.language.experiment import evaluate, train
 from metalm.language.presets import PRESETS, ExperimentConfig, preset_named
 from metalm.language.run_folder import RunFolder
-from metalm.language.stages import STAGES
+from metalm.language.stages import STAGES, refuse_unknown
 from metalm.training.allocator import keep_freed_memory
 
 
@@ -36,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, overrides = parse(arguments)
     try:
+        refuse_unknown(options.stages)
         config = configure(options, overrides)
         print(json.dumps(dataclasses.asdict(config), indent=2))
         if options.dry_run:

@@ -204,10 +204,14 @@ def test_wrong_words_end_with_status_2_and_a_message(train, here, capsys, words,
     assert message in error
 
 
-def test_an_unknown_stage(train, own_text, here, capsys):
-    words = ["--data", str(own_text), "--stages", "bass", "--run", "run", *SMALL]
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_an_unknown_stage_is_refused_before_anything_starts(train, own_text, here, capsys, more):
+    words = ["--data", str(own_text), "--stages", "base", "bass", "--run", "run", *SMALL, *more]
     assert train.main(words) == 2
-    assert "unknown stage; expected some of base, control, rule, joint" in capsys.readouterr().err
+    printed, error = capsys.readouterr()
+    assert "unknown stage; expected some of base, control, rule, joint, found 'bass'" in error
+    assert printed == ""
+    assert list(here.iterdir()) == []
 
 
 def test_an_unknown_setting(train, here, capsys):

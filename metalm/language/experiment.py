@@ -34,10 +34,16 @@ MODES = ("reset", "carry")
 def train(
     config: ExperimentConfig, corpus: Corpus, folder: RunFolder, stages: Sequence[str]
 ) -> None:
-    """Runs these trainings one after the other; each goes on where it was stopped."""
+    """Runs these trainings one after the other; each goes on where it was stopped.
+
+    Raises:
+        ValueError: an unknown stage, or one whose predecessor is missing, before anything is
+            trained; or a folder that belongs to another run.
+    """
+    trainings = Stages(config, corpus, folder)
+    trainings.refuse_unready(stages)
     folder.write_configuration(config)
     corpus.vocabulary.save(folder.vocabulary_path)
-    trainings = Stages(config, corpus, folder)
     for name in stages:
         trainings.train(name)
 

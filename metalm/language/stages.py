@@ -32,7 +32,23 @@ from metalm.training.loop import run
 from metalm.training.record import Record
 from metalm.training.state import pack, unpack
 
-STAGES = ("base", "control", "rule", "joint")
+# Each stage, and the stages that it goes on from.
+_BEFORE = {"base": (), "control": ("base",), "rule": ("base",), "joint": ("base", "rule")}
+STAGES = tuple(_BEFORE)
+
+
+def refuse_unknown(names: Sequence[str]) -> None:
+    """Checks the names of stages.
+
+    Raises:
+        ValueError: one is not among `STAGES`; the message lists them.
+    """
+    for name in names:
+        if name not in STAGES:
+            raise ValueError(
+                f"unknown stage; expected some of {', '.join(STAGES)}, found {name!r}; correct "
+                f"--stages"
+            )
 
 
 class Stages:
@@ -50,17 +66,26 @@ class Stages:
         self.base_articles: ArticleSet = corpus.train.select(train)
         self.held_out_articles: ArticleSet = corpus.train.select(held_out)
 
+    def refuse_unready(self, names: Sequence[str]) -> None:
+        """Checks that these stages can run one after the other, before the first of them does.
+
+        Raises:
+            ValueError: an unknown stage, or one whose predecessor neither has finished nor comes
+                before it.
+        """
+        refuse_unknown(names)
+        for place, name in enumerate(names):
+            for before in _BEFORE[name]:
+                if before not in names[:place] and not self.folder.has(name):
+                    self.folder.load(before)  # says what is missing
+
     def train(self, name: str) -> None:
         """Runs one stage to its end, from its newest checkpoint if there is one.
 
         Raises:
             ValueError: an unknown stage, or one whose predecessor has not finished.
         """
-        if name not in STAGES:
-            raise ValueError(
-                f"unknown stage; expected some of {', '.join(STAGES)}, found {name!r}; correct "
-                f"--stages"
-            )
+        self.refuse_unready([name])
         if self.folder.has(name):
             return
         torch.manual_seed(self.config.seed * len(STAGES) + STAGES.index(name))

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from metalm.language import experiment
 from metalm.language import stages as stages_module
 from metalm.language.stages import STAGES, Stages, hold_out
 from metalm.training import loop
@@ -102,6 +103,42 @@ def test_a_stage_whose_predecessor_has_not_finished(trained_run, tmp_path, name,
     config, corpus, folder = trained_run
     with pytest.raises(ValueError, match=f"has no '{missing}' yet.* --stages {missing}"):
         Stages(config, corpus, type(folder)(tmp_path)).train(name)
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (("base", "joint"), "rule"),
+        (("rule", "base"), "base"),
+        (("base", "control", "joint", "rule"), "rule"),
+    ],
+)
+def test_stages_out_of_order_are_refused_before_the_first_is_trained(
+    trained_run, tmp_path, monkeypatch, names, missing
+):
+    config, corpus, folder = trained_run
+    monkeypatch.setattr(stages_module, "run", None)
+    empty = type(folder)(tmp_path / "run")
+    with pytest.raises(ValueError, match=f"has no '{missing}' yet.* --stages {missing}"):
+        experiment.train(config, corpus, empty, names)
+    assert not empty.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "names"),
+    [
+        ((), STAGES),
+        ((), ("base", "rule", "joint", "control")),
+        (("base",), ("rule", "joint")),
+        (("base", "rule"), ("joint",)),
+        (("joint",), ("joint",)),
+    ],
+)
+def test_stages_in_order_are_not_refused(trained_run, tmp_path, there, names):
+    config, corpus, unbroken = trained_run
+    for name in there:
+        shutil.copy(unbroken.weights(name), tmp_path)
+    Stages(config, corpus, type(unbroken)(tmp_path)).refuse_unready(names)
 
 
 @pytest.mark.parametrize(("count", "share"), [(9, 0.3), (2, 0.1), (40, 0.1), (5, 0.5)])
