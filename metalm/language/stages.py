@@ -24,8 +24,8 @@ from metalm.language.meta_training import MetaTraining, MetaTrainingConfig, star
 from metalm.language.model import LanguageModel
 from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
-from metalm.language.statistics import gradient_rms, token_counts
-from metalm.language.trained import load_rule
+from metalm.language.statistics import token_counts
+from metalm.language.trained import count_gradients, load_rule
 from metalm.meta.parameters import choose
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.training.loop import run
@@ -188,8 +188,7 @@ class Stages:
         """The rule before training, with statistics of the base's training articles."""
         config = self.config.rule
         names = choose(model, config.adapt)
-        batches = self.config.statistics_batches
-        rms = gradient_rms(model, self.base_articles, names, config.segment, batches=batches)
+        rms = count_gradients(self.config, model, self.base_articles, names, config.segment)
         return starting_rule(rms, config)
 
     # ---- shared ----

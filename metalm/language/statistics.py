@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ def gradient_rms(
     rows: int = 100,
     batches: int = 200,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Parameters:
     """RMS over batches of the gradient of a batch's mean token loss, without dropout.
 
@@ -47,6 +48,7 @@ def gradient_rms(
         rows: parallel streams; fewer if there is little text.
         batches: how many are counted.
         seed: of the order of the articles.
+        progress: told, after each batch, how many have been counted and how many will be.
 
     Returns:
         RMS of each parameter, in nats per token and unit of weight.
@@ -79,6 +81,8 @@ def gradient_rms(
                     )
                     gradients = torch.autograd.grad(loss, list(wanted.values()))
                     statistics.add(dict(zip(wanted, gradients, strict=True)))
+                    if progress is not None:
+                        progress(number // stride + 1, len(starts[::stride]))
             state = detach_state(output.state)
     finally:
         model.train(was_training)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -15,6 +15,7 @@ from metalm.language.run_folder import RunFolder
 from metalm.language.statistics import gradient_rms
 from metalm.meta.parameters import Parameters, choose, split
 from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.training.record import Progress
 from metalm.training.state import unpack
 
 
@@ -96,11 +97,33 @@ def control_statistics(
         if training_articles is None:
             folder.load(name)  # says what is missing
             raise AssertionError("unreachable")
-        batches = config.statistics_batches
-        rms = gradient_rms(model, training_articles, names, segment, batches=batches)
+        rms = count_gradients(config, model, training_articles, names, segment)
         folder.save(name, rms, {})
     tensors, _ = folder.load(name)
     return {name: tensors[name].to(config.device) for name in names}
+
+
+def count_gradients(
+    config: ExperimentConfig,
+    model: LanguageModel,
+    articles: ArticleSet,
+    names: Sequence[str],
+    segment: int,
+) -> Parameters:
+    """`gradient_rms` over as many batches as the configuration says, with a progress bar."""
+    bars: list[Progress] = []
+
+    def progress(done: int, total: int) -> None:
+        if done == 1:
+            bars.append(Progress(f"gradient statistics, segments of {segment}", total))
+        bars[0].update()
+
+    try:
+        batches = config.statistics_batches
+        return gradient_rms(model, articles, names, segment, batches=batches, progress=progress)
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def _check_shapes(folder: RunFolder, name: str, expected: Parameters, found: Parameters) -> None:

@@ -8,6 +8,7 @@ import torch
 from metalm.language import experiment
 from metalm.language import stages as stages_module
 from metalm.language.stages import STAGES, Stages, hold_out
+from metalm.language.trained import load_trained
 from metalm.training import loop
 from metalm.training.record import read
 
@@ -65,6 +66,22 @@ def test_what_is_trained_is_not_trained_again(trained_run, monkeypatch):
     monkeypatch.setattr(stages_module, "run", None)
     for name in STAGES:
         Stages(config, corpus, folder).train(name)
+
+
+def test_counting_gradients_shows_what_is_done(trained_run, tmp_path, monkeypatch, capsys):
+    """Six articles of 35 tokens in 13 rows of 16: four segments of four, for the rule and after."""
+    config, corpus, unbroken = trained_run
+    for name in ("base", "control"):
+        shutil.copy(unbroken.weights(name), tmp_path)
+    folder = type(unbroken)(tmp_path)
+    stages = Stages(config, corpus, folder)
+    monkeypatch.setattr(stages_module, "run", lambda *arguments, **options: None)
+    stages.train("rule")
+    assert "gradient statistics, segments of 4: 4/4" in capsys.readouterr().err
+    load_trained(folder, config, stages.base_articles)
+    assert "gradient statistics, segments of 4: 4/4" in capsys.readouterr().err
+    load_trained(folder, config, None)
+    assert "gradient statistics" not in capsys.readouterr().err
 
 
 def test_stages_change_what_they_should(trained_run):

@@ -74,6 +74,20 @@ def test_a_few_batches_are_spread_over_the_text(
     compare(found, expected)
 
 
+@pytest.mark.parametrize(("batches", "counted"), [(1, 1), (2, 2), (3, 4), (8, 8), (200, 8)])
+def test_the_batches_done_are_told(tiny_model, long_texts, article_set, batches, counted):
+    """There are eight: every eighth, fourth, second (for three of them) or each is counted."""
+    told = []
+    asked = {
+        "rows": ROWS,
+        "seed": SEED,
+        "batches": batches,
+        "progress": lambda *now: told.append(now),
+    }
+    gradient_rms(tiny_model(), article_set(long_texts), NAMES, SEGMENT, **asked)
+    assert told == [(done, counted) for done in range(1, counted + 1)]
+
+
 def test_the_model_is_left_as_it_was(tiny_model, long_texts, article_set):
     model = tiny_model().requires_grad_(False)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
