@@ -21,7 +21,7 @@ import torch
 from metalm.language.article_batches import SegmentBatch
 from metalm.language.model import LanguageModel, ModelConfig
 from metalm.language.segment_loss import SegmentLoss
-from metalm.meta.fork import forward_copy, rebase
+from metalm.meta.fork import forward_copy
 from metalm.meta.meta_gradient import inner_gradient
 from metalm.meta.parameters import choose, split
 from metalm.meta.rules.learned_rates import LearnedRates
@@ -79,7 +79,8 @@ def main() -> None:
             rest,
             batches,
             model.initial_state(options.rows),
-            fast=rebase(fast, slow),
+            fast=fast,
+            truncate=True,
         )
         for parameter in (*model.parameters(), *rule.parameters()):
             parameter.grad = None

@@ -22,7 +22,6 @@ import torch
 from metalm.language.article_batches import SegmentBatch
 from metalm.language.model import LanguageModel, ModelConfig
 from metalm.language.segment_loss import SegmentLoss
-from metalm.meta.fork import rebase
 from metalm.meta.parameters import choose, split
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.unroll import unroll
@@ -83,7 +82,8 @@ def measure(updates: int, every: int, options: argparse.Namespace) -> None:
         rest,
         batches,
         model.initial_state(options.rows),
-        fast=rebase(fast, slow),
+        fast=fast,
+        truncate=True,
         segment=every or None,
     )
     unrolled.meta_loss.backward()

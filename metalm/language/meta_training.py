@@ -22,7 +22,6 @@ from metalm.language.methods import ALL_BUT_RECURRENT, STARTS
 from metalm.language.model import LanguageModel, start_of
 from metalm.language.recurrence import LayerState
 from metalm.language.segment_loss import SegmentLoss
-from metalm.meta.fork import rebase
 from metalm.meta.parameters import Parameters, split
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.unroll import unroll
@@ -158,7 +157,8 @@ class MetaTraining:
             self.rest,
             batches,
             self.state,
-            fast=rebase(self.fast, self.slow),
+            fast=self.fast,
+            truncate=True,
             rule_state=self.rule_state,
             weights=[config.segment / tokens] * len(batches),
             segment=config.checkpoint_every or None,

@@ -34,7 +34,13 @@ def run_segments(problem: InnerProblem, method: Method, segment: int) -> Unrolle
     parts = []
     for start in range(0, len(problem.batches), segment):
         part = _run(problem.part(start, start + segment), method)
-        problem = replace(problem, fast=part.fast, rule_state=part.rule_state, state=part.state)
+        problem = replace(
+            problem,
+            fast=part.fast,
+            rule_state=part.rule_state,
+            state=part.state,
+            truncated=False,
+        )
         parts.append(part)
     return Unrolled(
         torch.stack([part.meta_loss for part in parts]).sum(),

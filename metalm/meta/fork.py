@@ -40,6 +40,11 @@ def forward_copy(parameters: Parameters) -> Parameters:
     return {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
 
 
+def forgotten(parameters: Parameters) -> Parameters:
+    """The same numbers in the same memory, without their history."""
+    return {name: tensor.detach() for name, tensor in parameters.items()}
+
+
 def rebase(fast: Parameters, slow: Parameters) -> Parameters:
     """Truncate: keep the numbers, forget the history, and hold W - W_0 constant from here on.
 

@@ -42,6 +42,8 @@ class InnerProblem:
     """What the loss carries from step to step."""
     overwrite: bool = False
     """Whether the updates are written into ``fast`` (order 0)."""
+    truncated: bool = False
+    """Whether ``fast`` is W_0 plus something constant; it then has no history of its own."""
 
     def part(self, start: int, stop: int) -> InnerProblem:
         """The same problem with the batches from start to before stop."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from metalm.meta.fork import rebase
 from metalm.meta.inner_problem import (
     InnerProblem,
     Unrolled,
@@ -68,6 +69,8 @@ def plain_steps(problem: InnerProblem) -> Unrolled:
 def graph_steps(problem: InnerProblem) -> Unrolled:
     """First order for any rule: autograd through the updates, each inner gradient attached."""
     fast, rule_state, state = problem.fast, problem.rule_state, problem.state
+    if problem.truncated:
+        fast = rebase(fast, problem.slow)
     shared = problem.shared()
     losses, aux, terms = [], [], []
     for batch, weight in zip(problem.batches, problem.weights, strict=True):

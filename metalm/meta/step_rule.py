@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from metalm.meta.blocks import Number
-from metalm.meta.elementwise_step import step, write_step
+from metalm.meta.elementwise_step import Number, step, write_step
 from metalm.meta.parameters import Parameters
 from metalm.meta.update_rule import AbstractUpdateRule, RuleState
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from metalm.meta.checkpointing import run_segments
-from metalm.meta.fork import stack_rows
+from metalm.meta.fork import forgotten, stack_rows
 from metalm.meta.inner_problem import Batch, InnerProblem, LossFunction, State, Unrolled
 from metalm.meta.meta_gradient import method_of
 from metalm.meta.parameters import Parameters
@@ -33,6 +33,7 @@ def unroll(
     rule_state: RuleState = None,
     coefficients: Coefficients = None,
     rows: int | None = None,
+    truncate: bool = False,
     weights: Sequence[float] | None = None,
     order: int = 1,
     segment: int | None = None,
@@ -52,6 +53,8 @@ def unroll(
         coefficients: What ``rule.coefficients()`` gave; worked out here by default. Handing them
             over spares work where many short unrolls share one phi.
         rows: Number of rows of fast weights when ``fast`` is not given; None for weights like W_0.
+        truncate: Forget the history of ``fast`` and hold W - W_0 constant, so that the gradient at
+            the start goes on to W_0, as `rebase` has it, and to nothing else.
         weights: w_t of each step, 1 by default.
         order: Order of the meta-gradient, 0 for none or 1.
         segment: Keep W and the states at every so many updates only, and recompute the rest in the
@@ -81,7 +84,10 @@ def unroll(
             "overwrite"
         )
     if fast is None:
-        fast = slow if rows is None else stack_rows(slow, rows)
+        start = forgotten(slow)
+        fast, truncate = start if rows is None else stack_rows(start, rows), True
+    elif truncate:
+        fast = forgotten(fast)
     with torch.set_grad_enabled(order > 0 and torch.is_grad_enabled()):
         problem = InnerProblem(
             loss=loss,
@@ -95,6 +101,7 @@ def unroll(
             coefficients=rule.coefficients() if coefficients is None else coefficients,
             state=detach(state),
             overwrite=overwrite,
+            truncated=truncate,
         )
         method = method_of(order, rule)
         if segment is None or order == 0:

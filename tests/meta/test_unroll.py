@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from metalm.meta import blocks
+from metalm.meta import cpu_kernels
 from metalm.meta.fork import rebase
 from metalm.meta.meta_gradient import graph_steps
 from metalm.meta.rules import GradientDescent, LearnedRates, RmsDecay
@@ -86,9 +86,8 @@ def plain_unroll(tiny, rule, state, weights, fast=None):
 @pytest.mark.parametrize("start", ["slow", "displaced"])
 @pytest.mark.parametrize("kind", RULES)
 def test_against_a_plain_graph(kind, start, weights, whole, tiny, state, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", 7)
     if whole:
-        monkeypatch.setattr(blocks, "by_rows", lambda tensor: False)
+        monkeypatch.setattr(cpu_kernels, "fits", lambda tensor: False)
     rule = RULES[kind](tiny)
     first = None if start == "slow" else rebase(tiny.start(), tiny.slow)
     result = unroll(
@@ -295,23 +294,25 @@ class TestQuadratic:
         assert errors[1] / errors[2] == pytest.approx(2, abs=0.1)
 
 
-def test_truncation_is_two_unrolls_with_the_displacement_held(tiny, state):
-    rule = learned_rule(tiny)
+@pytest.mark.parametrize("kind", ["row", "momentum"])
+def test_truncation_is_two_unrolls_with_the_displacement_held(kind, tiny, state):
+    rule = RULES[kind](tiny)
     leaves = leaves_of(tiny, rule)
 
-    def two(cut, run):
+    def two(cut, run, **options):
         fast, now, total = None, state, 0.0
         for batches in (tiny.batches[:2], tiny.batches[2:]):
             part = tiny._replace(batches=batches)
             fast = None if fast is None else cut(fast)
-            loss, fast, now = run(part, now, fast)
+            loss, fast, now = run(part, now, fast, **options)
             total = total + loss
         return torch.autograd.grad(total, leaves)
 
-    def ours(part, now, fast):
+    def ours(part, now, fast, truncate):
         result = unroll(
-            part.loss, rule, part.slow, part.rest, part.batches, now, fast=fast, rows=part.rows
-        )
+            part.loss, rule, part.slow, part.rest, part.batches, now, fast=fast, rows=part.rows,
+            truncate=truncate,
+        )  # fmt: skip
         return result.meta_loss, result.fast, result.state
 
     def plain(part, now, fast):
@@ -321,9 +322,11 @@ def test_truncation_is_two_unrolls_with_the_displacement_held(tiny, state):
     def hold(fast):
         return {n: tiny.slow[n] + (w - tiny.slow[n]).detach() for n, w in fast.items()}
 
-    got = two(lambda fast: rebase(fast, tiny.slow), ours)
-    for one, other in zip(got, two(hold, plain), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    expected = two(hold, plain)
+    cuts = [(lambda fast: rebase(fast, tiny.slow), False), (lambda fast: fast, True)]
+    for cut, truncate in cuts:
+        for one, other in zip(two(cut, ours, truncate=truncate), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["tensor", "momentum"])

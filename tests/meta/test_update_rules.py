@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from metalm.meta import blocks
+from metalm.meta import cpu_kernels
 from metalm.meta.rules import GradientDescent, LearnedRates, RmsDecay
 
 ROWS = 3
@@ -129,13 +129,11 @@ def rule(request, tensors):
     return RULES[request.param][0](tensors[0])
 
 
-@pytest.fixture(params=["small blocks", "one block", "as on a GPU"])
+@pytest.fixture(params=["on a CPU", "as on a GPU"])
 def way(request, monkeypatch):
-    """The ways through memory, of which tiny tensors on a CPU would take one."""
-    if request.param == "small blocks":
-        monkeypatch.setattr(blocks, "BLOCK_NUMBERS", 2)
-    elif request.param == "as on a GPU":
-        monkeypatch.setattr(blocks, "by_rows", lambda tensor: False)
+    """The kernels, of which tensors on a CPU would take one kind."""
+    if request.param == "as on a GPU":
+        monkeypatch.setattr(cpu_kernels, "fits", lambda tensor: False)
 
 
 @pytest.mark.parametrize("kind", RULES)
@@ -193,7 +191,7 @@ def test_handed_over_coefficients_change_nothing(rule, tensors):
 
 @pytest.mark.parametrize(
     ("way", "stacked"),
-    [("small blocks", True), ("small blocks", False), ("as on a GPU", True)],
+    [("on a CPU", True), ("on a CPU", False), ("as on a GPU", True)],
     indirect=["way"],
 )
 def test_derivatives_by_finite_differences(rule, tensors, stacked, way):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metalm.meta.parameters import Parameters
+from metalm.meta.rules.scaled_power import scaled_power
 from metalm.meta.rules.statistics import key, mean_over_tensors, relative_rms
 from metalm.meta.step_rule import AbstractStepRule, StepSizes
 
@@ -115,8 +116,8 @@ class LearnedRates(AbstractStepRule):
         decays: dict[str, Tensor | None] = {}
         for name in self.names:
             eps = self.learned("log_eps", name).exp() * _mean_rms(rms, rms[name])
-            power = (rms[name] + eps).pow(-self.learned("exponent", name))
-            rates[name] = power * (self.rate_scale * self.learned("log_rate", name).exp())
+            factor = self.rate_scale * self.learned("log_rate", name).exp()
+            rates[name] = scaled_power(rms[name], eps, self.learned("exponent", name), factor)
             decays[name] = None
             if self.has_decay:
                 decay = self.learned("decay_logit", name).sigmoid() * self.decay_scale
