@@ -159,7 +159,7 @@ def expected_gains(settings: SyntheticText) -> NDArray[np.float64]:
     for draw in range(len(gains)):
         gains[draw] = np.log(num_names / cast_size) - probability @ (new * extra)
         moved = probability * new
-        probability = probability - moved
+        probability -= moved
         probability[1:] += moved[:-1]
     return gains
 

@@ -158,7 +158,7 @@ def draw_bars(axis: Axes, places: FloatArray, intervals: Sequence[Interval], loo
 def side_by_side(number: int) -> FloatArray:
     """Shifts that put the marks of `number` methods beside one another in a place one wide."""
     reach = min(0.28, 0.06 * (number - 1))
-    return np.linspace(-reach, reach, number)
+    return np.linspace(-reach, reach, number, dtype=np.float64)
 
 
 def draw_zero(axis: Axes) -> None:

@@ -241,10 +241,12 @@ class _Scores:
     """Token scores, put in their places as the rows go on."""
 
     def __init__(self, texts: Sequence[NDArray[np.int32]], cache: CacheGrid | None) -> None:
-        self.nats = [np.full(len(text), np.nan) for text in texts]
+        self.nats: list[NDArray[np.float64]] = [np.full(len(text), np.nan) for text in texts]
+        self.cache: list[NDArray[np.float64]] = []
         thetas = () if cache is None else cache.thetas
         self.thetas = torch.tensor(thetas, dtype=torch.float64)
-        self.cache = [np.full((len(thetas), len(text)), np.nan) for text in texts] if thetas else []
+        if thetas:
+            self.cache = [np.full((len(thetas), len(text)), np.nan) for text in texts]
 
     def keep(
         self,
