@@ -57,6 +57,7 @@ def plain_steps(problem: InnerProblem) -> Unrolled:
         losses.append(taken.losses)
         aux.append(taken.aux)
         state = taken.state
+        rule_state = problem.rule.observe(rule_state, taken.losses)
         update = (fast, taken.gradients, problem.slow, rule_state, problem.coefficients)
         if problem.overwrite:
             rule_state = problem.rule.update_(*update)
@@ -82,6 +83,7 @@ def graph_steps(problem: InnerProblem) -> Unrolled:
         if weight:
             attached = attach(total, taken.gradients, {**shared, **fast})
             terms.append(attached if weight == 1 else attached * weight)
+        rule_state = problem.rule.observe(rule_state, taken.losses)
         fast, rule_state = problem.rule(
             fast, taken.gradients, problem.slow, rule_state, problem.coefficients
         )

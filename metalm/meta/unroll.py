@@ -53,8 +53,9 @@ def unroll(
         coefficients: What ``rule.coefficients()`` gave; worked out here by default. Handing them
             over spares work where many short unrolls share one phi.
         rows: Number of rows of fast weights when ``fast`` is not given; None for weights like W_0.
-        truncate: Forget the history of ``fast`` and hold W - W_0 constant, so that the gradient at
-            the start goes on to W_0, as `rebase` has it, and to nothing else.
+        truncate: Forget the history of ``fast`` and of the rule's state, and hold W - W_0 constant,
+            so that the gradient at the start goes on to W_0, as `rebase` has it, and to nothing
+            else.
         weights: w_t of each step, 1 by default.
         order: Order of the meta-gradient, 0 for none or 1.
         segment: Keep W and the states at every so many updates only, and recompute the rest in the
@@ -88,6 +89,8 @@ def unroll(
         fast, truncate = start if rows is None else stack_rows(start, rows), True
     elif truncate:
         fast = forgotten(fast)
+    if truncate:
+        rule_state = detach(rule_state)
     with torch.set_grad_enabled(order > 0 and torch.is_grad_enabled()):
         problem = InnerProblem(
             loss=loss,

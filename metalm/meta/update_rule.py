@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metalm.meta.parameters import Parameters
 
@@ -36,6 +36,18 @@ class AbstractUpdateRule(nn.Module, ABC):
         step; without it every step works it out again.
         """
         return None
+
+    def observe(self, state: RuleState, losses: Tensor) -> RuleState:
+        """Give the state that knows the step's losses, before the update that learns from them.
+
+        The loop tells every rule; one that looks at the gradient alone leaves its state as it is.
+
+        Args:
+            state: s_t.
+            losses: l_t, ``[rows]`` or a scalar, taken as constants at first order.
+        """
+        del losses
+        return state
 
     @abstractmethod
     def forward(
