@@ -25,8 +25,7 @@ class Surprised(AbstractUpdateRule):
     def forward(self, fast, gradients, slow, state, coefficients=None):
         loss = state["loss"] * self.rate
         new = {
-            name: weight
-            - self.rate * loss.reshape(-1, *(1,) * (weight.dim() - 1)) * gradients[name]
+            name: weight - loss.reshape(-1, *(1,) * (weight.dim() - 1)) * gradients[name]
             for name, weight in fast.items()
         }
         moved = sum(((new[name] - fast[name]) ** 2).sum() for name in fast)
