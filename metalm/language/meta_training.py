@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metalm.language.article_batches import set_rows
+from metalm.language.article_batches import SegmentBatch, set_rows
 from metalm.language.article_passes import ArticlePasses
 from metalm.language.articles import ArticleSet
 from metalm.language.methods import ALL_BUT_RECURRENT, STARTS
@@ -24,7 +24,7 @@ from metalm.language.recurrence import LayerState
 from metalm.language.segment_loss import SegmentLoss
 from metalm.meta.parameters import Parameters, split
 from metalm.meta.rules.learned_rates import LearnedRates
-from metalm.meta.unroll import unroll
+from metalm.meta.unroll import State, unroll
 from metalm.meta.update_rule import AbstractUpdateRule
 from metalm.training.state import pack, unpack
 
@@ -47,6 +47,8 @@ class MetaTrainingConfig:
     """Keep the fast weights at every so many updates and recompute the rest; 0 keeps all."""
     clip: float = 1.0
     """Highest norm of the rule's meta-gradient."""
+    bfloat16: bool = True
+    """Matrix products in bfloat16 (autocast); weights, updates and losses stay in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +153,7 @@ class MetaTraining:
         batches = [self.passes.rows.take(config.segment, device) for _ in range(config.unroll)]
         tokens = sum(float(batch.mask.sum()) for batch in batches)
         unrolled = unroll(
-            self.loss,
+            self._loss,
             self.rule,
             self.slow,
             self.rest,
@@ -173,6 +175,11 @@ class MetaTraining:
         values |= self._optimise(index)
         values["fallbacks"] = float(self._fall_back())
         return values
+
+    def _loss(self, parameters: Parameters, batch: SegmentBatch, state: State) -> Any:
+        device = self.model.embedding.weight.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.config.bfloat16):
+            return self.loss(parameters, batch, state)
 
     def _begin_articles(self) -> None:
         entered = self.passes.rows.enter()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metalm.language.products import product, product_type, without_autocast
 from metalm.language.recurrence import LayerState, LayerWeights, lstm_layer
 
 ModelState = tuple[LayerState, ...]
@@ -207,7 +208,7 @@ def tied_logits(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return (rows_first @ weight.t() + bias.unsqueeze(1)).transpose(0, 1)
     if bias.dim() == 1:
         bias = bias.expand(weight.shape[0], -1)
-    logits: Tensor = _RowLogits.apply(rows_first, weight, bias)
+    logits: Tensor = _RowLogits.apply(product_type(values), rows_first.to(bias.dtype), weight, bias)
     return logits.transpose(0, 1)
 
 
@@ -219,18 +220,25 @@ class _RowLogits(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    @without_autocast
+    def forward(
+        ctx: Any, dtype: torch.dtype, values: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        weight = weight.to(dtype)
         ctx.save_for_backward(values, weight)
-        return torch.baddbmm(bias.unsqueeze(1), values, weight.transpose(1, 2))
+        if weight.dtype == values.dtype:
+            return torch.baddbmm(bias.unsqueeze(1), values, weight.transpose(1, 2))
+        return product(values, weight.transpose(1, 2)).add_(bias.unsqueeze(1))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, weight = ctx.saved_tensors
-        to_values, to_weight, to_bias = ctx.needs_input_grad
+        _, to_values, to_weight, to_bias = ctx.needs_input_grad
         return (
-            gradient @ weight if to_values else None,
-            torch.bmm(gradient.transpose(1, 2), values) if to_weight else None,
+            None,
+            product(gradient, weight) if to_values else None,
+            product(gradient.transpose(1, 2), values.to(weight.dtype)) if to_weight else None,
             gradient.sum(1) if to_bias else None,
         )
 

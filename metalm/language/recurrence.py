@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metalm.language.products import product, product_type, without_autocast
+
 
 class LayerWeights(NamedTuple):
     """Weights of one layer; each may have a leading `rows` dimension of its own.
@@ -86,21 +88,24 @@ def row_lstm(inputs: Tensor, state: LayerState, weights: LayerWeights) -> tuple[
     """Batched products, for weights of which at least one differs per row."""
     bias = weights.input_bias + weights.hidden_bias
     outputs, hidden, cell = _RowLSTM.apply(
-        inputs, state.hidden, state.cell, weights.input_weight, weights.hidden_weight, bias
+        product_type(inputs),
+        inputs.to(bias.dtype),
+        state.hidden,
+        state.cell,
+        weights.input_weight,
+        weights.hidden_weight,
+        bias,
     )
     return outputs, LayerState(hidden, cell)
 
 
-def _apply_weight(rows_first: Tensor, weight: Tensor) -> Tensor:
-    """[rows, time, in] times weight^T, shared [out, in] or per row [rows, out, in]."""
-    return rows_first @ weight.transpose(-1, -2)
-
-
-def _weight_gradient(gate_gradients: Tensor, values: Tensor, per_row: bool) -> Tensor:
+def _weight_gradient(
+    gate_gradients: Tensor, values: Tensor, per_row: bool, dtype: torch.dtype
+) -> Tensor:
     """Gradient of a weight from [rows, time, out] and [rows, time, in]: one product over time."""
     if per_row:
-        return torch.bmm(gate_gradients.transpose(1, 2), values)
-    return gate_gradients.flatten(0, 1).t() @ values.flatten(0, 1)
+        return product(gate_gradients.transpose(1, 2), values.to(dtype))
+    return product(gate_gradients.flatten(0, 1).t(), values.flatten(0, 1).to(dtype))
 
 
 def _row_groups(hidden_weight: Tensor, rows: int) -> list[slice]:
@@ -119,8 +124,10 @@ class _RowLSTM(torch.autograd.Function):
     """Forward and backward of one layer over one segment; rows first inside."""
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: Any,
+        dtype: torch.dtype,
         inputs: Tensor,
         hidden: Tensor,
         cell: Tensor,
@@ -131,7 +138,10 @@ class _RowLSTM(torch.autograd.Function):
         time, rows, _ = inputs.shape
         size = hidden.shape[-1]
         rows_first = inputs.transpose(0, 1).contiguous()
-        gates = _apply_weight(rows_first, input_weight)
+        input_weight = input_weight.to(dtype)
+        if hidden_weight.dim() == 2:
+            hidden_weight = hidden_weight.to(dtype)
+        gates = product(rows_first, input_weight.transpose(-1, -2))
         gates += bias.unsqueeze(
             -2
         )  # [4 hidden] -> [1, 4 hidden]; [rows, 4 hidden] -> [rows, 1, 4 hidden]
@@ -144,7 +154,7 @@ class _RowLSTM(torch.autograd.Function):
             for step in range(time):
                 _forward_step(step, group, gates, hiddens, cells, weight)
         ctx.save_for_backward(rows_first, input_weight, hidden_weight, gates, hiddens, cells)
-        ctx.bias_per_row = bias.dim() == 2
+        ctx.bias_per_row, ctx.product_type = bias.dim() == 2, dtype
         return hiddens[1:], hiddens[time].clone(), cells[time].clone()
 
     @staticmethod
@@ -180,25 +190,29 @@ class _RowLSTM(torch.autograd.Function):
                 dh = _times(grad_step.flatten(1), weight)
             grad_h[group], grad_c[group] = dh, dc
         by_row = grad_gates.flatten(2).transpose(0, 1).contiguous()  # [rows, time, 4 hidden]
-        needs = ctx.needs_input_grad
-        grad_inputs = (by_row @ input_weight).transpose(0, 1) if needs[0] else None
+        needs, dtype = ctx.needs_input_grad[1:], ctx.product_type
+        grad_inputs = None
+        if needs[0]:
+            grad_inputs = product(by_row, input_weight).transpose(0, 1)
         grad_input_weight = (
-            _weight_gradient(by_row, rows_first, input_weight.dim() == 3) if needs[3] else None
+            _weight_gradient(by_row, rows_first, input_weight.dim() == 3, dtype)
+            if needs[3]
+            else None
         )
         grad_hidden_weight = None
         if needs[4]:
             before = hiddens[:-1].transpose(0, 1).contiguous()
-            grad_hidden_weight = _weight_gradient(by_row, before, hidden_weight.dim() == 3)
+            grad_hidden_weight = _weight_gradient(by_row, before, hidden_weight.dim() == 3, dtype)
         grad_bias = None
         if needs[5]:
             grad_bias = by_row.sum(1) if ctx.bias_per_row else by_row.sum((0, 1))
-        return grad_inputs, grad_h, grad_c, grad_input_weight, grad_hidden_weight, grad_bias
+        return None, grad_inputs, grad_h, grad_c, grad_input_weight, grad_hidden_weight, grad_bias
 
 
 def _times(values: Tensor, weight: Tensor) -> Tensor:
     """[rows, out] times weight, shared [out, in] or per row [rows, out, in]; gives [rows, in]."""
     if weight.dim() == 2:
-        return values @ weight
+        return product(values, weight)
     if weight.shape[0] == 1:
         return values @ weight[0]
     return torch.bmm(values.unsqueeze(1), weight).squeeze(1)
