@@ -69,6 +69,7 @@ def tune_all(
     other: Trials | None = None,
     report: Callable[[str, Trial], None] | None = None,
     keep: Callable[[Trials], None] | None = None,
+    ablations: bool = True,
 ) -> Trials:
     """Trials of every way of learning whose model is there; those already known are not repeated.
 
@@ -81,6 +82,7 @@ def tune_all(
         other: trials of another reading mode, from whose best settings the search begins.
         report: told every trial.
         keep: told all trials whenever a way of learning is done.
+        ablations: whether metalm with W_0 frozen is compared too (see `compared_methods`).
     """
     text = tuning_text(articles, config, mode)
     trials: Trials = dict(known or {})
@@ -88,6 +90,8 @@ def tune_all(
         if name in trials or model not in models.models:
             continue
         if learning in ("rule", "joint") and learning not in models.rules:
+            continue
+        if learning == "rule" and not ablations:
             continue
 
         def tell(trial: Trial, name: str = name) -> None:

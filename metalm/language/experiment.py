@@ -72,7 +72,15 @@ def tune(
         )
 
     return tune_all(
-        models, corpus.valid, config.tuning, mode, known, next(others, None), report, keep
+        models,
+        corpus.valid,
+        config.tuning,
+        mode,
+        known,
+        next(others, None),
+        report,
+        keep,
+        ablations=mode in config.evaluation.ablations,
     )
 
 
