@@ -16,9 +16,14 @@ from torch import Tensor
 
 
 def product_type(tensor: Tensor) -> torch.dtype:
-    """The type in which large products should be taken: autocast's, or the tensor's own."""
+    """The type in which large products should be taken: autocast's, or the tensor's own.
+
+    As everywhere under autocast, float64 stays what it is.
+    """
     kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return tensor.dtype
+    return torch.get_autocast_dtype(kind)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

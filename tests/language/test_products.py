@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metalm.language.model import tied_logits
+from metalm.language.products import product_type
 from metalm.language.recurrence import LayerState, LayerWeights, row_lstm
 
 TIME, ROWS, IN, SIZE = 7, 3, 16, 8
@@ -64,3 +65,10 @@ def test_an_lstm_under_autocast_is_close_to_float32(recurrent_per_row):
         assert error < 0.02
         differ |= bool(error > 1e-5)
     assert differ
+
+
+def test_float64_stays_what_it_is():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert product_type(torch.zeros(1)) == torch.bfloat16
+        assert product_type(torch.zeros(1, dtype=torch.float64)) == torch.float64
+    assert product_type(torch.zeros(1)) == torch.float32
