@@ -42,11 +42,10 @@ def run_segments(problem: InnerProblem, method: Method, segment: int) -> Unrolle
             truncated=False,
         )
         parts.append(part)
-    return Unrolled(
-        torch.stack([part.meta_loss for part in parts]).sum(),
-        torch.cat([part.losses for part in parts]),
-        [aux for part in parts for aux in part.aux],
-        *parts[-1][3:],
+    return parts[-1]._replace(
+        meta_loss=torch.stack([part.meta_loss for part in parts]).sum(),
+        losses=torch.cat([part.losses for part in parts]),
+        aux=[aux for part in parts for aux in part.aux],
     )
 
 
@@ -68,7 +67,7 @@ class _Kept:
 
 
 class _Segment(torch.autograd.Function):
-    """(all differentiable fields of the problem, phi) -> (meta-loss, last W, last rule state)."""
+    """(all differentiable fields of the problem, phi) -> (meta-loss, last W, last states)."""
 
     @staticmethod
     def forward(ctx: Any, kept: _Kept, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -123,22 +122,24 @@ def _differentiable(problem: InnerProblem) -> tuple[Any, ...]:
         problem.fast,
         problem.rule_state,
         problem.coefficients,
+        problem.state,
     )
 
 
 def _with_inputs(problem: InnerProblem, tensors: list[Tensor]) -> InnerProblem:
-    fields = ("slow", "rest", "fast", "rule_state", "coefficients")
+    fields = ("slow", "rest", "fast", "rule_state", "coefficients", "state")
     values = tree.replace(_differentiable(problem), tensors)
     return replace(problem, **dict(zip(fields, values, strict=True)))
 
 
 def _outputs(result: Unrolled) -> tuple[Any, ...]:
-    return result.meta_loss, result.fast, result.rule_state
+    return result.meta_loss, result.fast, result.rule_state, result.state
 
 
 def _with_outputs(result: Unrolled, tensors: list[Tensor]) -> Unrolled:
-    meta_loss, fast, rule_state = tree.replace(_outputs(result), tensors)
-    return result._replace(meta_loss=meta_loss, fast=fast, rule_state=rule_state)
+    fields = ("meta_loss", "fast", "rule_state", "state")
+    values = tree.replace(_outputs(result), tensors)
+    return result._replace(**dict(zip(fields, values, strict=True)))
 
 
 RandomStates = list[tuple[int | None, Tensor]]

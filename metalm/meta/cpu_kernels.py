@@ -1,9 +1,9 @@
-"""The two loops of the step W <- W - s g + rho (W_0 - W) on a CPU, each in one pass over memory.
+"""The loops of the step W <- W - s g + rho (W_0 - W) on a CPU, each in one pass over memory.
 
 Fast weights have a copy for each row and live in main memory. Here each number of W and of every
 g_t is read once: the backward sweep holds lambda, mu and the sums over rows in the cache while it
 goes back through all steps of a block of coordinates. Compiled by numba when first called, and kept
-on disk. `tensor_kernels.py` has the same two functions in tensor operations, for any device.
+on disk. `tensor_kernels.py` has the same functions in tensor operations, for any device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from metalm.meta.step_gradients import StepGradients, Steps, Wanted
+from metalm.meta.step_gradients import StepGradients, Steps, TraceSums, Wanted
 
 # Coordinates that are worked on together. Measured with 1 MiB of L2: the step streams best over
 # long blocks, the sweep wants its eight buffers in L2.
@@ -89,6 +89,33 @@ def sweep(steps: Steps, incoming: Tensor | None, wanted: Wanted) -> StepGradient
         *(rows.of(tensor) for tensor in found),
     )
     return found
+
+
+def write_traced_step(
+    weight: Tensor,
+    gradient: Tensor,
+    slow: Tensor,
+    rate: Tensor,
+    decay: Tensor | None,
+    trace: Tensor | None,
+    sums: TraceSums,
+    share: float,
+) -> None:
+    """See `tensor_kernels.write_traced_step`; `fits` holds for ``weight``."""
+    rows = _Rows(slow)
+    _in_parallel(
+        _write_traced_step,
+        STEP_BLOCK,
+        slow.numel(),
+        rows.of(weight),
+        rows.of(gradient),
+        _flat(slow),
+        _coefficient(rate, slow),
+        _coefficient(decay, slow),
+        rows.of(trace),
+        *(rows.of(total) for total in sums),
+        rows.dtype.type(share),
+    )
 
 
 # ---- tensors as arrays ----
@@ -216,6 +243,68 @@ def _write_step(
                 slow[begin:end],
                 rates,
                 decays,
+            )
+
+
+@_compiled
+def _traced_step(
+    weight: Any,
+    gradient: Any,
+    slow: Any,
+    rate: Any,
+    decay: Any,
+    trace: Any,
+    to_rate: Any,
+    to_decay: Any,
+    to_slow: Any,
+    share: Any,
+) -> None:
+    for i in range(weight.size):
+        w, g, rho, later = weight[i], gradient[i], decay[i], trace[i]
+        away, counted = w - slow[i], share * g
+        to_rate[i] += counted * away
+        to_decay[i] += counted * later
+        to_slow[i] += counted
+        trace[i] = later - rho * later - away
+        weight[i] = w - rate[i] * g + rho * (slow[i] - w)
+
+
+@_compiled
+def _write_traced_step(
+    weight: Any,
+    gradient: Any,
+    slow: Any,
+    rate: Any,
+    decay: Any,
+    trace: Any,
+    to_rate: Any,
+    to_decay: Any,
+    to_slow: Any,
+    share: Any,
+    start: Any,
+    stop: Any,
+) -> None:
+    """What is not asked for is written to a block that nobody reads."""
+    longest = min(STEP_BLOCK, stop - start)
+    same_rate, same_decay = np.full(longest, rate[0]), np.full(longest, decay[0])
+    unread = (np.zeros_like(same_rate), np.zeros_like(same_rate), np.zeros_like(same_rate))
+    untraced = np.zeros_like(same_rate)
+    for begin in range(start, stop, STEP_BLOCK):
+        end = min(begin + STEP_BLOCK, stop)
+        size = end - begin
+        untraced[:] = 0
+        for row in range(weight.shape[0]):
+            _traced_step(
+                weight[row, begin:end],
+                gradient[row if gradient.shape[0] > 1 else 0, begin:end],
+                slow[begin:end],
+                rate[begin:end] if rate.size > 1 else same_rate[:size],
+                decay[begin:end] if decay.size > 1 else same_decay[:size],
+                trace[row, begin:end] if trace.shape[0] > 0 else untraced[:size],
+                to_rate[0, begin:end] if to_rate.shape[0] > 0 else unread[0][:size],
+                to_decay[0, begin:end] if to_decay.shape[0] > 0 else unread[1][:size],
+                to_slow[0, begin:end] if to_slow.shape[0] > 0 else unread[2][:size],
+                share,
             )
 
 

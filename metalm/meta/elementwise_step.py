@@ -18,7 +18,7 @@ Number = Tensor | float
 def step(
     weight: Tensor, gradient: Tensor, slow: Tensor, rate: Number, decay: Number | None
 ) -> Tensor:
-    """W - s g + rho (W_0 - W), differentiable in W, W_0, s and rho; g is a constant.
+    """W - s g + rho (W_0 - W), differentiable in W, g, W_0, s and rho.
 
     Args:
         weight: W, ``[*shape]`` or ``[rows, *shape]``.
@@ -83,7 +83,8 @@ class _Step(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         gradient, weight, slow, rate, decay = ctx.saved_tensors
-        to_weight, _, *others = ctx.needs_input_grad
+        to_weight, to_gradient, *others = ctx.needs_input_grad
         steps = Steps([gradient], [0.0], slow, rate, decay, weight, truncated=False)
         found = kernels_for(slow).sweep(steps, incoming, Wanted(to_weight, *others))
-        return found.first, None, *found.of_shapes(rate, decay)
+        to_gradient = (incoming * rate).neg_() if to_gradient else None
+        return found.first, to_gradient, *found.of_shapes(rate, decay)

@@ -41,9 +41,11 @@ class InnerProblem:
     state: State
     """What the loss carries from step to step."""
     overwrite: bool = False
-    """Whether the updates are written into ``fast`` (order 0)."""
+    """Whether the updates are written into ``fast`` and the traces (order 0, forward mode)."""
     truncated: bool = False
     """Whether ``fast`` is W_0 plus something constant; it then has no history of its own."""
+    traces: Parameters | None = None
+    """What forward mode carries beside ``fast``; None for zeros."""
 
     def part(self, start: int, stop: int) -> InnerProblem:
         """The same problem with the batches from start to before stop."""
@@ -58,17 +60,19 @@ class Unrolled(NamedTuple):
     """What an unroll leaves behind."""
 
     meta_loss: Tensor
-    """Scalar, sum over steps of w_t times the sum over rows of l_t; differentiable at order 1."""
+    """Scalar, sum over steps of w_t times the sum over rows of l_t; differentiable from order 1."""
     losses: Tensor
     """``[steps, rows]`` (``[steps]`` for scalar losses), without history."""
     aux: list[Any]
     """What the loss gave to keep, by step, without history."""
     fast: Parameters
-    """Fast weights after the last update, on the path from phi and W_0 at order 1."""
+    """Fast weights after the last update, on the path from phi and W_0 in reverse mode."""
     rule_state: RuleState
     """The rule's state after the last update."""
     state: State
     """The loss's state after the last step, without history."""
+    traces: Parameters | None = None
+    """Forward mode: what the path from phi is kept in, for the next unroll."""
 
 
 class InnerStep(NamedTuple):
@@ -87,15 +91,22 @@ def inner_step(
     """Take the loss on forward copies of the fast and the shared weights, and its gradient."""
     leaves = {**forward_copy(shared), **forward_copy(fast)}
     with torch.enable_grad():
-        losses, aux, state = problem.loss({**problem.rest, **leaves}, batch, state)
+        losses, aux, state = problem.loss({**problem.rest, **leaves}, batch, detach(state))
         gradients = inner_gradient(losses.sum(), leaves)
     return InnerStep(losses.detach(), gradients, detach(aux), detach(state))
 
 
-def inner_gradient(loss: Tensor, leaves: Parameters) -> Parameters:
-    """Gradients of the loss to its leaves, zeros where it does not depend; frees its graph."""
+def inner_gradient(loss: Tensor, leaves: Parameters, differentiable: bool = False) -> Parameters:
+    """Gradients of the loss to its leaves, zeros where it does not depend.
+
+    Its graph is freed, unless the gradients are to be differentiable themselves.
+    """
     gradients = torch.autograd.grad(
-        loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+        loss,
+        list(leaves.values()),
+        create_graph=differentiable,
+        allow_unused=True,
+        materialize_grads=True,
     )
     return dict(zip(leaves, gradients, strict=True))
 

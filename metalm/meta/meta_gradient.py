@@ -1,70 +1,75 @@
 """How the meta-gradient runs through a sequence of inner gradients.
 
 First order: g_t is a constant of the rule, and dl_t/dW_t is that same g_t, which the inner step has
-already computed. Second order and forward mode have their place here.
+already computed: here for any rule, in `step_sweep.py` in closed form, in `forward_mode.py` carried
+along. Second order: `second_order.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from metalm.meta.attach import attach
 from metalm.meta.fork import rebase
+from metalm.meta.forward_mode import traced_steps
 from metalm.meta.inner_problem import (
     InnerProblem,
     Unrolled,
     inner_gradient,
     inner_step,
-    weighted_sum,
 )
-from metalm.meta.parameters import Parameters
+from metalm.meta.plain_steps import plain_steps
+from metalm.meta.second_order import exact_steps
 from metalm.meta.step_rule import AbstractStepRule
 from metalm.meta.step_sweep import swept_steps
 from metalm.meta.update_rule import AbstractUpdateRule
 
-__all__ = ["attach", "graph_steps", "inner_gradient", "method_of", "plain_steps"]
+__all__ = ["Mode", "graph_steps", "inner_gradient", "method_of", "plain_steps"]
 
 Method = Callable[[InnerProblem], Unrolled]
+Mode = Literal["reverse", "forward"]
 
 
-def method_of(order: int, rule: AbstractUpdateRule) -> Method:
-    """How to run the steps for an order of the meta-gradient.
+def method_of(order: int, mode: Mode, rule: AbstractUpdateRule) -> Method:
+    """How to run the steps for an order of the meta-gradient and a direction to take it in.
 
     Raises:
-        ValueError: An order that does not exist.
+        ValueError: An order or a mode that does not exist, or a mode that the order or the rule
+            does not have.
     """
-    if order not in (0, 1):
+    if order not in (0, 1, 2):
         raise ValueError(
-            f"no meta-gradient of order {order}; expected 0 (none) or 1 (first order, which is "
-            f"what exists), found {order}; do use order=1"
+            f"no meta-gradient of order {order}; expected 0 (none), 1 (first order) or 2 (exact), "
+            f"found {order}; do choose one of them"
+        )
+    if mode not in ("reverse", "forward"):
+        raise ValueError(
+            f"unknown mode; expected 'reverse' or 'forward', found {mode!r}; do choose one"
         )
     if order == 0:
         return plain_steps
+    if mode == "forward":
+        return _forward_method(order, rule)
+    if order == 2:
+        return exact_steps
     return swept_steps if isinstance(rule, AbstractStepRule) else graph_steps
 
 
-@torch.no_grad()
-def plain_steps(problem: InnerProblem) -> Unrolled:
-    """Adapt only: no meta-gradient, nothing kept."""
-    fast, rule_state, state = problem.fast, problem.rule_state, problem.state
-    losses, aux = [], []
-    for batch in problem.batches:
-        taken = inner_step(problem, fast, {}, batch, state)
-        losses.append(taken.losses)
-        aux.append(taken.aux)
-        state = taken.state
-        rule_state = problem.rule.observe(rule_state, taken.losses)
-        update = (fast, taken.gradients, problem.slow, rule_state, problem.coefficients)
-        if problem.overwrite:
-            rule_state = problem.rule.update_(*update)
-        else:
-            fast, rule_state = problem.rule(*update)
-    stacked = torch.stack(losses)
-    return Unrolled(weighted_sum(stacked, problem.weights), stacked, aux, fast, rule_state, state)
+def _forward_method(order: int, rule: AbstractUpdateRule) -> Method:
+    if order != 1:
+        raise ValueError(
+            f"no forward mode of order {order}; expected order 1, found {order}; do use "
+            "mode='reverse', which has both orders"
+        )
+    if not isinstance(rule, AbstractStepRule):
+        raise ValueError(
+            "no forward mode of this rule; expected W <- W - s g + rho (W_0 - W), a rule under "
+            f"AbstractStepRule, found {type(rule).__name__}; do use mode='reverse'"
+        )
+    return traced_steps
 
 
 def graph_steps(problem: InnerProblem) -> Unrolled:
@@ -89,41 +94,3 @@ def graph_steps(problem: InnerProblem) -> Unrolled:
         )
     meta_loss = torch.stack(terms).sum() if terms else losses[0].new_zeros(())
     return Unrolled(meta_loss, torch.stack(losses), aux, fast, rule_state, state)
-
-
-def attach(loss: Tensor, gradients: Parameters, copies: Parameters) -> Tensor:
-    """The loss as a number on the graph of the backward copies, with g as its known gradient.
-
-    Args:
-        loss: Scalar; its own graph is not used.
-        gradients: d loss / d forward copy, by name.
-        copies: Backward copies of the same names.
-
-    Returns:
-        A scalar equal to ``loss`` whose gradient to each copy is the given one.
-    """
-    attached: Tensor = _Attach.apply(
-        loss.detach(),
-        len(copies),
-        *(gradients[name] for name in copies),
-        *copies.values(),
-    )
-    return attached
-
-
-class _Attach(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, num: int, *tensors: Tensor) -> Tensor:
-        ctx.num = num
-        ctx.save_for_backward(*tensors[:num])
-        return loss.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[2 + ctx.num :]
-        reached = (
-            scale * gradient if need else None
-            for gradient, need in zip(ctx.saved_tensors, needs, strict=True)
-        )
-        return (None, None, *(None,) * ctx.num, *reached)

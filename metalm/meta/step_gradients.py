@@ -66,3 +66,14 @@ class StepGradients(NamedTuple):
         if self.decay is None or decay is None:
             return self.slow, to_rate, None
         return self.slow, to_rate, self.decay.sum_to_size(decay.shape)
+
+
+class TraceSums(NamedTuple):
+    """Sums over steps and rows in forward mode, each ``[*shape]``, None where not asked for."""
+
+    rate: Tensor | None
+    """sum w_t g_t (W_t - W_0)."""
+    decay: Tensor | None
+    """sum w_t g_t T_t."""
+    slow: Tensor | None
+    """sum w_t g_t."""

@@ -1,11 +1,11 @@
-"""The two loops of the step W <- W - s g + rho (W_0 - W) in tensor operations, for any device."""
+"""The loops of the step W <- W - s g + rho (W_0 - W) in tensor operations, for any device."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from metalm.meta.step_gradients import StepGradients, Steps, Wanted
+from metalm.meta.step_gradients import StepGradients, Steps, TraceSums, Wanted
 
 
 def write_step(
@@ -57,6 +57,40 @@ def sweep(steps: Steps, incoming: Tensor | None, wanted: Wanted) -> StepGradient
         -lambda_gradient if wanted.rate else None,
         to_decay if wanted.decay else None,
     )
+
+
+def write_traced_step(
+    weight: Tensor,
+    gradient: Tensor,
+    slow: Tensor,
+    rate: Tensor,
+    decay: Tensor | None,
+    trace: Tensor | None,
+    sums: TraceSums,
+    share: float,
+) -> None:
+    """Add w g D, w g T and w g to the sums; then T <- (1 - rho) T - D, and the step, in place.
+
+    Args:
+        weight: W, ``[*shape]`` or ``[rows, *shape]``; D = W - W_0.
+        gradient: g, like ``weight``.
+        slow: W_0, ``[*shape]``.
+        rate: s, broadcastable to ``[*shape]``.
+        decay: rho, broadcastable to ``[*shape]``; None for no decay.
+        trace: T, like ``weight``; None where it is not asked for.
+        sums: Where to add, over rows.
+        share: w of this step.
+    """
+    away = weight - slow
+    if sums.rate is not None:
+        sums.rate.add_(_over_rows(gradient * away, slow), alpha=share)
+    if sums.decay is not None and trace is not None:
+        sums.decay.add_(_over_rows(gradient * trace, slow), alpha=share)
+    if sums.slow is not None:
+        sums.slow.add_(_over_rows(gradient, slow), alpha=share)
+    if trace is not None and decay is not None:
+        trace.sub_(trace * decay).sub_(away)
+    write_step(weight, weight, gradient, slow, rate, decay)
 
 
 def _over_rows(tensor: Tensor, slow: Tensor) -> Tensor:

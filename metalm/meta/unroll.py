@@ -13,7 +13,7 @@ import torch
 from metalm.meta.checkpointing import run_segments
 from metalm.meta.fork import forgotten, stack_rows
 from metalm.meta.inner_problem import Batch, InnerProblem, LossFunction, State, Unrolled
-from metalm.meta.meta_gradient import method_of
+from metalm.meta.meta_gradient import Mode, method_of
 from metalm.meta.parameters import Parameters
 from metalm.meta.tree import detach
 from metalm.meta.update_rule import AbstractUpdateRule, Coefficients, RuleState
@@ -36,6 +36,8 @@ def unroll(
     truncate: bool = False,
     weights: Sequence[float] | None = None,
     order: int = 1,
+    mode: Mode = "reverse",
+    traces: Parameters | None = None,
     segment: int | None = None,
     overwrite: bool = False,
 ) -> Unrolled:
@@ -47,7 +49,8 @@ def unroll(
         slow: W_0, each ``[*shape]``.
         rest: The parameters that do not adapt; those that require a gradient are meta-learned.
         batches: One for each step.
-        state: What the loss carries from step to step; the gradient does not cross steps in it.
+        state: What the loss carries from step to step; the gradient crosses steps in it at order 2
+            alone, and never leaves the unroll.
         fast: W at the first step; W_0 by default.
         rule_state: The rule's state at the first step; its initial state by default.
         coefficients: What ``rule.coefficients()`` gave; worked out here by default. Handing them
@@ -57,18 +60,27 @@ def unroll(
             so that the gradient at the start goes on to W_0, as `rebase` has it, and to nothing
             else.
         weights: w_t of each step, 1 by default.
-        order: Order of the meta-gradient, 0 for none or 1.
+        order: Order of the meta-gradient: 0 for none, 1 with the inner gradients held constant, 2
+            for the exact one, through them.
+        mode: "reverse" takes the meta-gradient back from the last step; "forward" carries it along
+            from where each row began at W_0, at order 1 for rules under `AbstractStepRule`.
+        traces: In forward mode, what the unroll before gave with ``fast`` (or `initial_traces`,
+            where every row of ``fast`` is W_0); W_t depends on phi through these alone.
         segment: Keep W and the states at every so many updates only, and recompute the rest in the
             backward pass.
-        overwrite: At order 0, write the updates into ``fast`` itself: no second copy in memory.
+        overwrite: At order 0 and in forward mode, write the updates into ``fast`` and ``traces``
+            themselves: no second copy in memory.
 
     Returns:
         The meta-loss and everything that the next unroll needs.
 
     Raises:
-        ValueError: An order that does not exist, no batch, weights of another number, or nothing
-            that may be overwritten.
+        ValueError: An order or a mode that does not exist or does not fit the rule, no batch,
+            weights of another number, fast weights without the traces that forward mode needs, or
+            nothing that may be overwritten.
     """
+    method = method_of(order, mode, rule)
+    forward = mode == "forward" and order > 0
     if not batches:
         raise ValueError("nothing to unroll; expected at least one batch, found 0; do add one")
     if weights is None:
@@ -78,16 +90,18 @@ def unroll(
             f"weights do not fit the batches; expected {len(batches)}, found {len(weights)}; "
             "do give one weight a step"
         )
-    if overwrite and (fast is None or order != 0):
+    if forward:
+        _check_forward(fast, traces, segment)
+    if overwrite and (fast is None or (order != 0 and not forward)):
         raise ValueError(
             "nothing may be overwritten here; expected fast weights of the caller's own and order "
-            f"0, found {'no fast weights' if fast is None else f'order {order}'}; do leave out "
-            "overwrite"
+            "0 or forward mode, found "
+            f"{'no fast weights' if fast is None else f'order {order}'}; do leave out overwrite"
         )
     if fast is None:
         start = forgotten(slow)
         fast, truncate = start if rows is None else stack_rows(start, rows), True
-    elif truncate:
+    elif truncate or forward:
         fast = forgotten(fast)
     if truncate:
         rule_state = detach(rule_state)
@@ -105,8 +119,24 @@ def unroll(
             state=detach(state),
             overwrite=overwrite,
             truncated=truncate,
+            traces=traces,
         )
-        method = method_of(order, rule)
         if segment is None or order == 0:
-            return method(problem)
-        return run_segments(problem, method, segment)
+            result = method(problem)
+        else:
+            result = run_segments(problem, method, segment)
+    return result._replace(state=detach(result.state))
+
+
+def _check_forward(fast: Parameters | None, traces: Parameters | None, segment: int | None) -> None:
+    if fast is not None and traces is None:
+        raise ValueError(
+            "fast weights without traces; expected in forward mode the traces that came with them, "
+            "found none; do hand over those of the unroll before, or initial_traces() for rows "
+            "that begin at W_0"
+        )
+    if segment is not None:
+        raise ValueError(
+            "checkpoints in forward mode, which has no backward pass through the updates; expected "
+            f"no segment, found {segment}; do leave it out"
+        )

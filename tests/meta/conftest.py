@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class Tiny(NamedTuple):
@@ -71,3 +72,40 @@ def tiny() -> Tiny:
 def state(tiny: Tiny) -> Tensor:
     """The loss's first state, [rows, hidden]."""
     return torch.zeros(tiny.rows, 5, dtype=torch.float64)
+
+
+class LiveBytes:
+    """Bytes of weights and inner gradients that are alive, however autograd holds them."""
+
+    def __init__(self) -> None:
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def note(self, tensor) -> None:
+        storage = tensor.untyped_storage()
+        reference = StorageWeakRef(storage)
+        self.storages[reference.cdata] = (reference, storage.nbytes())
+
+    def count(self) -> int:
+        self.storages = {k: v for k, v in self.storages.items() if not v[0].expired()}
+        live = sum(size for _, size in self.storages.values())
+        self.peak = max(self.peak, live)
+        return live
+
+    def watch(self, loss):
+        """The loss, with its weights and their gradients noted."""
+
+        def watched(parameters, batch, state):
+            for leaf in parameters.values():
+                self.note(leaf)
+                if leaf.requires_grad:
+                    leaf.register_hook(self.note)
+            self.count()
+            return loss(parameters, batch, state)
+
+        return watched
+
+
+@pytest.fixture
+def live_bytes() -> type[LiveBytes]:
+    return LiveBytes

@@ -133,7 +133,7 @@ def test_sweep_and_graph_of_updates_agree_on_every_part(kind, tiny, state, monke
         return torch.autograd.grad(total, leaves, allow_unused=True)
 
     swept = [gradients(last_only) for last_only in (False, True)]
-    monkeypatch.setattr("metalm.meta.unroll.method_of", lambda order, rule: graph_steps)
+    monkeypatch.setattr("metalm.meta.unroll.method_of", lambda order, mode, rule: graph_steps)
     graphs = [gradients(last_only) for last_only in (False, True)]
     for one, two in zip(itertools.chain(*swept), itertools.chain(*graphs), strict=True):
         if one is None or two is None:
@@ -473,8 +473,10 @@ def test_nothing_waits_for_the_garbage_collector(kind, tiny, state):
 
 def test_refused_orders_and_lengths(tiny, state):
     arguments = (tiny.loss, GradientDescent(0.1), tiny.slow, tiny.rest)
-    with pytest.raises(ValueError, match="first order, which is what exists"):
-        unroll(*arguments, tiny.batches, state, rows=tiny.rows, order=2)
+    with pytest.raises(ValueError, match=r"0 \(none\), 1 \(first order\) or 2 \(exact\), found 3"):
+        unroll(*arguments, tiny.batches, state, rows=tiny.rows, order=3)
+    with pytest.raises(ValueError, match="'reverse' or 'forward', found 'backward'"):
+        unroll(*arguments, tiny.batches, state, rows=tiny.rows, mode="backward")
     with pytest.raises(ValueError, match="at least one batch"):
         unroll(*arguments, [], state, rows=tiny.rows)
     with pytest.raises(ValueError, match="expected 5, found 2"):

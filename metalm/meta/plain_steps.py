@@ -1,0 +1,27 @@
+"""Order 0: losses and updates, and no meta-gradient."""
+
+from __future__ import annotations
+
+import torch
+
+from metalm.meta.inner_problem import InnerProblem, Unrolled, inner_step, weighted_sum
+
+
+@torch.no_grad()
+def plain_steps(problem: InnerProblem) -> Unrolled:
+    """Adapt only: no meta-gradient, nothing kept."""
+    fast, rule_state, state = problem.fast, problem.rule_state, problem.state
+    losses, aux = [], []
+    for batch in problem.batches:
+        taken = inner_step(problem, fast, {}, batch, state)
+        losses.append(taken.losses)
+        aux.append(taken.aux)
+        state = taken.state
+        rule_state = problem.rule.observe(rule_state, taken.losses)
+        update = (fast, taken.gradients, problem.slow, rule_state, problem.coefficients)
+        if problem.overwrite:
+            rule_state = problem.rule.update_(*update)
+        else:
+            fast, rule_state = problem.rule(*update)
+    stacked = torch.stack(losses)
+    return Unrolled(weighted_sum(stacked, problem.weights), stacked, aux, fast, rule_state, state)

@@ -1,0 +1,45 @@
+"""Second order: the exact meta-gradient, through the inner gradients and the loss's own state.
+
+    lambda_t = w_t g_t + (dW_{t+1}/dW_t + dW_{t+1}/dg_t H_t)^T lambda_{t+1}
+
+H_t is the Hessian of l_t (the terms of the states are left out here). Autograd forms these products
+from a graph of each inner gradient, so the loss must be twice differentiable. The state that the
+loss carries from step to step keeps its history inside an unroll; each g_t is still the gradient of
+l_t alone, with that state held fixed.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from metalm.meta.fork import forward_copy, rebase
+from metalm.meta.inner_problem import InnerProblem, Unrolled, inner_gradient
+from metalm.meta.plain_steps import plain_steps
+from metalm.meta.tree import detach
+
+
+def exact_steps(problem: InnerProblem) -> Unrolled:
+    """Second order for any rule; without grad mode only the numbers, in little memory."""
+    if not torch.is_grad_enabled():
+        return plain_steps(problem)
+    fast, rule_state, state = problem.fast, problem.rule_state, problem.state
+    if problem.truncated:
+        fast = rebase(fast, problem.slow)
+    losses, aux, terms = [], [], []
+    for batch, weight in zip(problem.batches, problem.weights, strict=True):
+        # The loss is taken on the backward copies; where nothing leads to them they are leaves.
+        leaves = {name: tensor for name, tensor in fast.items() if not tensor.requires_grad}
+        fast = {**fast, **forward_copy(leaves)}
+        step_losses, kept, state = problem.loss({**problem.rest, **fast}, batch, state)
+        total = step_losses.sum()
+        gradients = inner_gradient(total, fast, differentiable=True)
+        losses.append(step_losses.detach())
+        aux.append(detach(kept))
+        if weight:
+            terms.append(total if weight == 1 else total * weight)
+        rule_state = problem.rule.observe(rule_state, step_losses)
+        fast, rule_state = problem.rule(
+            fast, gradients, problem.slow, rule_state, problem.coefficients
+        )
+    meta_loss = torch.stack(terms).sum() if terms else losses[0].new_zeros(())
+    return Unrolled(meta_loss, torch.stack(losses), aux, fast, rule_state, state)
