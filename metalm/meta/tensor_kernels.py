@@ -88,8 +88,8 @@ def write_traced_step(
         sums.decay.add_(_over_rows(gradient * trace, slow), alpha=share)
     if sums.slow is not None:
         sums.slow.add_(_over_rows(gradient, slow), alpha=share)
-    if trace is not None and decay is not None:
-        trace.sub_(trace * decay).sub_(away)
+    if trace is not None:
+        trace.sub_(away if decay is None else away + trace * decay)
     write_step(weight, weight, gradient, slow, rate, decay)
 
 

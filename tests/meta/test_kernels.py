@@ -1,10 +1,10 @@
-"""The fused kernels against the same two functions in tensor operations."""
+"""The fused kernels against the same functions in tensor operations."""
 
 import pytest
 import torch
 
 from metalm.meta import cpu_kernels, tensor_kernels
-from metalm.meta.step_gradients import Steps, Wanted
+from metalm.meta.step_gradients import Steps, TraceSums, Wanted
 
 # Longer than a block of either kernel, and no multiple of anything.
 LONG = cpu_kernels.STEP_BLOCK + 3 * cpu_kernels.SWEEP_BLOCK + 41
@@ -112,3 +112,31 @@ def test_float32_and_what_does_not_fit():
     assert not cpu_kernels.fits(slow[:0])
     assert not cpu_kernels.fits(slow.bfloat16())
     assert not cpu_kernels.fits(slow.to("meta"))
+
+
+@pytest.mark.parametrize("decay", ["none", "one", "coordinate"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("rows", [None, 3])
+@pytest.mark.parametrize("asked", [(True,) * 4, (False, True, False, True), (True,) + (False,) * 3])
+def test_write_traced_step(decay, shape, rows, asked, threads):
+    """Three steps, which add up; a trace is asked for first, then the sums."""
+    generator = torch.Generator().manual_seed(6)
+    slow = normal(generator, *shape)
+    full = shape if rows is None else (rows, *shape)
+    rate, decay = (coefficient(kind, shape, generator) for kind in ("row", decay))
+    weight, trace, *gradients = (normal(generator, *full) for _ in range(5))
+    sums = [normal(generator, *shape) for _ in range(3)]
+    found = []
+    for kernels in (tensor_kernels, cpu_kernels):
+        own = [tensor.clone() for tensor in (weight, trace, *sums)]
+        asked_for = [part if ask else None for part, ask in zip(own[1:], asked, strict=True)]
+        for share, gradient in zip((1.0, 0.5, 0.0), gradients, strict=True):
+            kernels.write_traced_step(
+                own[0], gradient, slow, rate, decay, asked_for[0], TraceSums(*asked_for[1:]), share
+            )
+        found.append(own)
+    for expected, one in zip(*found, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
+    for ask, one, before in zip(asked, found[1][1:], (trace, *sums), strict=True):
+        if not ask:
+            assert torch.equal(one, before)
