@@ -121,7 +121,7 @@ class BaseTraining:
             nats = torch.nn.functional.cross_entropy(
                 output.logits.flatten(0, 1), targets.flatten(), reduction="none"
             )
-            loss = nats @ mask.flatten().to(nats.dtype) / tokens
+        loss = (nats * mask.flatten()).sum() / tokens
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)

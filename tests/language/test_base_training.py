@@ -1,9 +1,11 @@
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from metalm.language.article_passes import ArticlePasses
 from metalm.language.base_training import BaseTraining, BaseTrainingConfig, one_cycle
 
 SEED, ROWS, WINDOW = 6, 3, 4
@@ -153,6 +155,21 @@ def test_training_in_bfloat16_learns_a_cycle_of_tokens(tiny_model, article_set):
     losses = [training.step(step)["loss"] for step in range(60)]
     assert np.mean(losses[:3]) > 2.0
     assert np.mean(losses[-6:]) < 1.0
+
+
+def test_the_loss_is_averaged_in_float32_under_bfloat16(tiny_model, articles):
+    model = tiny_model().float().eval()
+    model.train = lambda mode=True: model  # without dropout, so that the loss can be taken again
+    config = dataclasses.replace(CONFIG, bfloat16=True, learning_rate=0.0, weight_decay=0.0)
+    training = BaseTraining(model, articles, config, schedule, SEED)
+    again = ArticlePasses(articles, ROWS, SEED)
+    again.rows.enter()
+    inputs, targets, mask = again.rows.take(WINDOW)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(inputs, model.initial_state(ROWS)).logits
+    said = logits.double().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    expected = -(said * mask).sum() / mask.sum()
+    assert training.step(0)["loss"] == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_one_cycle():
