@@ -21,6 +21,7 @@ from metalm.language.article_passes import ArticlePasses
 from metalm.language.articles import ArticleSet
 from metalm.language.model import LanguageModel, detach_state, start_of
 from metalm.language.recurrence import LayerState
+from metalm.training.precision import reduced_products
 from metalm.training.state import pack, unpack
 
 
@@ -47,7 +48,7 @@ class BaseTrainingConfig:
     clip: float = 0.25
     """Highest norm of the gradient."""
     bfloat16: bool = True
-    """Matrix products in bfloat16 (autocast); weights and losses stay in float32."""
+    """Matrix products in bfloat16 where the hardware has it; weights and losses in float32."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -116,7 +117,7 @@ class BaseTraining:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+        with reduced_products(device, config.bfloat16):
             output = self.model(inputs, self.state)
             nats = torch.nn.functional.cross_entropy(
                 output.logits.flatten(0, 1), targets.flatten(), reduction="none"

@@ -26,6 +26,7 @@ from metalm.meta.parameters import Parameters, split
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.unroll import State, unroll
 from metalm.meta.update_rule import AbstractUpdateRule
+from metalm.training.precision import reduced_products
 from metalm.training.state import pack, unpack
 
 
@@ -48,7 +49,7 @@ class MetaTrainingConfig:
     clip: float = 1.0
     """Highest norm of the rule's meta-gradient."""
     bfloat16: bool = True
-    """Matrix products in bfloat16 (autocast); weights, updates and losses stay in float32."""
+    """Matrix products in bfloat16 where the hardware has it; everything else in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +178,7 @@ class MetaTraining:
         return values
 
     def _loss(self, parameters: Parameters, batch: SegmentBatch, state: State) -> Any:
-        device = self.model.embedding.weight.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.config.bfloat16):
+        with reduced_products(self.model.embedding.weight.device, self.config.bfloat16):
             return self.loss(parameters, batch, state)
 
     def _begin_articles(self) -> None:

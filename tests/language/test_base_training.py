@@ -7,6 +7,7 @@ import torch
 
 from metalm.language.article_passes import ArticlePasses
 from metalm.language.base_training import BaseTraining, BaseTrainingConfig, one_cycle
+from metalm.training import precision
 
 SEED, ROWS, WINDOW = 6, 3, 4
 CONFIG = BaseTrainingConfig(
@@ -157,7 +158,8 @@ def test_training_in_bfloat16_learns_a_cycle_of_tokens(tiny_model, article_set):
     assert np.mean(losses[-6:]) < 1.0
 
 
-def test_the_loss_is_averaged_in_float32_under_bfloat16(tiny_model, articles):
+def test_the_loss_is_averaged_in_float32_under_bfloat16(tiny_model, articles, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: True)
     model = tiny_model().float().eval()
     model.train = lambda mode=True: model  # without dropout, so that the loss can be taken again
     config = dataclasses.replace(CONFIG, bfloat16=True, learning_rate=0.0, weight_decay=0.0)
