@@ -1,19 +1,63 @@
 """The contract of update rules: each rule against its equation, coordinate by coordinate in Python.
 
-A new rule joins by a line in RULES: how to build it, and its s and rho at a coordinate.
+A new rule joins by a line in RULES: how to build it, and where its first step takes a coordinate.
+Rules with a state are also held to what the reading asks of it: rows that come first and do not
+meet, and a reading that goes on from a saved state as if it had never stopped.
 """
 
 import itertools
 import math
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from metalm.meta import cpu_kernels
-from metalm.meta.rules import GradientDescent, LearnedRates, RmsDecay
+from metalm.meta import cpu_kernels, tree
+from metalm.meta.rules import Gated, GradientDescent, LearnedRates, RmsDecay
+from metalm.training.state import pack, unpack
 
 ROWS = 3
 SHAPES = {"scale": (), "out.bias": (5,), "in.weight": (4, 3), "filter": (2, 4, 3)}
+
+
+class Place(NamedTuple):
+    """A coordinate of a row, all that its step may depend on, in a first step."""
+
+    rule: Any
+    rms: dict
+    name: str
+    index: tuple
+    row: int
+    fast: dict
+    gradients: dict
+    slow: dict
+    losses: Any
+
+    def at(self, tensors):
+        tensor = tensors[self.name]
+        return tensor[self.index if tensor.dim() == len(self.index) else (self.row, *self.index)]
+
+    @property
+    def weight(self):
+        return self.at(self.fast).item()
+
+    @property
+    def gradient(self):
+        return self.at(self.gradients).item()
+
+    @property
+    def home(self):
+        return self.at(self.slow).item()
+
+
+def stepped(numbers):
+    """A rule that has s and rho at a coordinate."""
+
+    def move(place):
+        rate, decay = numbers(place.rule, place.rms, place.name, place.index)
+        return place.weight - rate * place.gradient + decay * (place.home - place.weight)
+
+    return move
 
 
 def mean(numbers):
@@ -65,39 +109,106 @@ def build_learned(rms, **settings):
 
 
 def learned(**settings):
-    return (lambda rms: build_learned(rms, **settings), learned_numbers)
+    return (lambda rms: build_learned(rms, **settings), stepped(learned_numbers))
+
+
+def build_on_rates(rule_of, rms, **settings):
+    """A rule on top of learned rates, all of its numbers away from where they start."""
+    rule = rule_of(build_learned(rms, granularity="row", rate=0.2, decay=0.3), **settings)
+    generator = torch.Generator().manual_seed(12)
+    with torch.no_grad():
+        for name, parameter in rule.named_parameters():
+            if not name.startswith("rates."):
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(0.5 * noise)
+    return rule
+
+
+def sigmoid(number):
+    return 1 / (1 + math.exp(-number))
+
+
+def rates_at(place):
+    """s, rho and RMS + eps of the learned rates under a rule."""
+    rates = place.rule.rates
+    rate, decay = learned_numbers(rates, place.rms, place.name, place.index)
+    relative = math.exp(rates.learned("log_eps", place.name).item())
+    eps = relative * mean(place.rms[place.name].flatten().tolist())
+    return rate, decay, place.rms[place.name][place.index].item() + eps
+
+
+def gated_move(place):
+    rule = place.rule
+    rate, decay, scale = rates_at(place)
+    push = place.gradient / (abs(place.gradient) + scale)
+    away = place.weight - place.home
+    pull = away / (abs(away) + rate * scale)
+    features = {
+        "gradient": abs(push),
+        "weight": abs(place.weight) / (abs(place.weight) + rate * scale),
+        "distance": abs(pull),
+        "homeward": push * pull,
+        "rms": scale / (scale + gsum(place.rms)),
+        "loss": math.copysign(math.log(1 + abs(loss := place.losses[place.row].item())), loss),
+        "surprise": 0.0,
+        "drift": 0.0,
+        "position": 0.0,
+    }
+    units = []
+    for unit in range(rule.hidden or 2):
+        terms = [rule.bias[unit].item()]
+        for names, matrix in ((rule.sees, rule.from_coordinate), (rule.sees_of_row, rule.from_row)):
+            terms += [matrix[unit, i].item() * features[name] for i, name in enumerate(names)]
+        units.append(sum(terms))
+    if rule.hidden:
+        units = [
+            sum(rule.out[gate, i].item() * math.tanh(unit) for i, unit in enumerate(units))
+            for gate in range(2)
+        ]
+    update = 2 * sigmoid(units[0])
+    flush = sigmoid(math.log(decay / (1 - decay)) + units[1])
+    copy = 1 - flush
+    return copy * place.weight + flush * place.home - update * rate * place.gradient
+
+
+def gated(**settings):
+    return (lambda rms: build_on_rates(Gated, rms, **settings), gated_move)
 
 
 RULES = {
     "descent": (
         lambda rms: GradientDescent(0.3),
-        lambda rule, rms, name, index: (0.3, 0.0),
+        stepped(lambda rule, rms, name, index: (0.3, 0.0)),
     ),
     "descent, decay": (
         lambda rms: GradientDescent(0.3, 0.2),
-        lambda rule, rms, name, index: (0.3, 0.2),
+        stepped(lambda rule, rms, name, index: (0.3, 0.2)),
     ),
     "rms": (
         lambda rms: RmsDecay(rms, rate=0.07, decay=0.0, eps=0.02),
-        lambda rule, rms, name, index: (0.07 / (rms[name][index].item() + 0.02), 0.0),
+        stepped(lambda rule, rms, name, index: (0.07 / (rms[name][index].item() + 0.02), 0.0)),
     ),
     "rms, decay": (
         lambda rms: RmsDecay(rms, rate=0.07, decay=0.6, eps=0.02),
-        lambda rule, rms, name, index: (
-            0.07 / (rms[name][index].item() + 0.02),
-            krause_decay(rms, name, index, 0.6),
+        stepped(
+            lambda rule, rms, name, index: (
+                0.07 / (rms[name][index].item() + 0.02),
+                krause_decay(rms, name, index, 0.6),
+            )
         ),
     ),
     "learned as krause": (
         lambda rms: LearnedRates.from_krause(rms, rate=0.07, decay=0.6, eps=0.02),
-        lambda rule, rms, name, index: (
-            0.07 / (rms[name][index].item() + 0.02),
-            krause_decay(rms, name, index, 0.6),
+        stepped(
+            lambda rule, rms, name, index: (
+                0.07 / (rms[name][index].item() + 0.02),
+                krause_decay(rms, name, index, 0.6),
+            )
         ),
     ),
     "learned as descent": (
         lambda rms: LearnedRates(rms, rate=0.3, decay=0.2, exponent=0.0),
-        lambda rule, rms, name, index: (0.3, 0.2),
+        stepped(lambda rule, rms, name, index: (0.3, 0.2)),
     ),
     "learned, no decay": learned(granularity="tensor", rate=0.2, decay=0.0, exponent=0.4),
     **{
@@ -107,6 +218,10 @@ RULES = {
         for granularity in ("tensor", "row", "coordinate")
         for shape in ("uniform", "rms")
     },
+    "gated": gated(),
+    "gated, hidden": gated(hidden=4),
+    "gated by the row alone": gated(sees=("loss", "position")),
+    "gated by the coordinate alone": gated(sees=("distance", "gradient", "homeward"), hidden=3),
 }
 
 
@@ -136,50 +251,104 @@ def way(request, monkeypatch):
         monkeypatch.setattr(cpu_kernels, "fits", lambda tensor: False)
 
 
+@pytest.fixture
+def losses():
+    return torch.tensor([0.7, -1.9, 5.2], dtype=torch.float64)
+
+
 @pytest.mark.parametrize("kind", RULES)
-def test_equation_by_coordinate(kind, way, tensors):
+def test_equation_by_coordinate(kind, way, tensors, losses):
     rms, slow, fast, gradients = tensors
-    build, numbers = RULES[kind]
+    build, move = RULES[kind]
     rule = build(rms)
-    new, _ = rule(fast, gradients, slow, rule.initial_state(fast))
+    new, _ = rule(fast, gradients, slow, rule.observe(rule.initial_state(fast), losses))
     for name, shape in SHAPES.items():
         for index in itertools.product(*map(range, shape)):
-            rate, decay = numbers(rule, rms, name, index)
             for row in range(ROWS):
-                weight = fast[name][row][index].item()
-                expected = weight - rate * gradients[name][row][index].item()
-                expected += decay * (slow[name][index].item() - weight)
+                place = Place(rule, rms, name, index, row, fast, gradients, slow, losses)
+                expected = move(place)
                 assert new[name][row][index].item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_inputs_are_left_alone(rule, tensors):
+def several_steps(rule, tensors, losses, state=None, count=3, first=0):
+    """Steps that go on from each other, with other gradients and losses each time."""
     _, slow, fast, gradients = tensors
-    copies = [{n: t.clone() for n, t in tree.items()} for tree in (fast, gradients, slow)]
-    new, _ = rule(fast, gradients, slow, None)
-    for tree, copy in zip((fast, gradients, slow), copies, strict=True):
-        assert all(torch.equal(tree[name], copy[name]) for name in tree)
+    state = rule.initial_state(fast) if state is None else state
+    for step in range(first, first + count):
+        pushed = {name: (0.5 + step) * tensor for name, tensor in gradients.items()}
+        state = rule.observe(state, losses * (1 + step % 2))
+        fast, state = rule(fast, pushed, slow, state)
+    return fast, state
+
+
+def test_inputs_are_left_alone(rule, tensors, losses):
+    _, slow, fast, gradients = tensors
+    _, state = several_steps(rule, tensors, losses)
+    inputs = (fast, gradients, slow, state)
+    copies = tree.transform(inputs, torch.clone)
+    new, _ = rule(*inputs)
+    for one, copy in zip(tree.tensors(inputs), tree.tensors(copies), strict=True):
+        assert torch.equal(one, copy)
     assert all(new[name].data_ptr() != fast[name].data_ptr() for name in fast)
 
 
-def test_update_in_place_gives_the_same_bits(rule, tensors):
+def test_update_in_place_gives_the_same_bits(rule, tensors, losses):
     _, slow, fast, gradients = tensors
-    state = rule.initial_state(fast)
-    new, _ = rule(fast, gradients, slow, state)
+    _, state = several_steps(rule, tensors, losses)
+    new, following = rule(fast, gradients, slow, state)
     pointers = {name: tensor.data_ptr() for name, tensor in fast.items()}
-    rule.update_(fast, gradients, slow, state)
+    found = rule.update_(fast, gradients, slow, state)
     for name, tensor in fast.items():
         assert tensor.data_ptr() == pointers[name]
         assert not tensor.requires_grad
         assert torch.equal(tensor, new[name])
+    for one, two in zip(tree.tensors(found), tree.tensors(following), strict=True):
+        assert not one.requires_grad
+        assert torch.equal(one, two)
 
 
-def test_rows_do_not_meet(rule, tensors):
+def test_update_in_place_of_weights_that_lie_otherwise_in_memory(rule, tensors):
     _, slow, fast, gradients = tensors
-    new, _ = rule(fast, gradients, slow, rule.initial_state(fast))
+    new, _ = rule(fast, gradients, slow, None)
+    other = {
+        name: tensor.mT.contiguous().mT if tensor.dim() > 2 else tensor
+        for name, tensor in fast.items()
+    }
+    assert not other["in.weight"].is_contiguous()
+    rule.update_(other, gradients, slow, None)
+    for name, tensor in other.items():
+        torch.testing.assert_close(tensor, new[name].detach(), rtol=1e-12, atol=0)
+
+
+def test_rows_do_not_meet(rule, tensors, losses):
+    _, slow, fast, gradients = tensors
+    new, state = several_steps(rule, tensors, losses)
     for row in range(ROWS):
-        own = {name: tensor[row] for name, tensor in fast.items()}
-        alone, _ = rule(own, {n: g[row] for n, g in gradients.items()}, slow, None)
-        assert all(torch.equal(alone[name], new[name][row]) for name in own)
+        own = ({n: t[row] for n, t in some.items()} for some in (fast, gradients))
+        alone, own_state = several_steps(rule, (None, slow, *own), losses[row])
+        for name in alone:
+            torch.testing.assert_close(alone[name], new[name][row], rtol=1e-13, atol=1e-15)
+        for one, two in zip(tree.tensors(own_state), tree.tensors(state), strict=True):
+            torch.testing.assert_close(one, two[row], rtol=1e-13, atol=1e-15)
+
+
+def test_a_new_row_starts_like_any_other(rule, tensors):
+    _, _, fast, _ = tensors
+    whole = tree.tensors(rule.initial_state(fast))
+    one = tree.tensors(rule.initial_state({name: tensor[1:2] for name, tensor in fast.items()}))
+    for every, new in zip(whole, one, strict=True):
+        assert every.shape == (ROWS, *new.shape[1:])
+        assert torch.equal(every[1:2], new)
+
+
+def test_reading_goes_on_from_a_saved_state(rule, tensors, losses):
+    rms, slow, fast, gradients = tensors
+    unbroken = several_steps(rule, tensors, losses, count=5)
+    fast, state = several_steps(rule, tensors, losses, count=2)
+    fast, state = unpack(*pack((fast, state)))
+    resumed = several_steps(rule, (rms, slow, fast, gradients), losses, state, 3, first=2)
+    for one, two in zip(tree.tensors(unbroken), tree.tensors(resumed), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_handed_over_coefficients_change_nothing(rule, tensors):
@@ -194,25 +363,22 @@ def test_handed_over_coefficients_change_nothing(rule, tensors):
     [("on a CPU", True), ("on a CPU", False), ("as on a GPU", True)],
     indirect=["way"],
 )
-def test_derivatives_by_finite_differences(rule, tensors, stacked, way):
+def test_derivatives_by_finite_differences(rule, tensors, losses, stacked, way):
+    """Of a second step, so that the state counts too, to W, W_0, the state and phi."""
     _, slow, fast, gradients = tensors
     if not stacked:
-        fast, gradients = ({n: t[0] for n, t in tree.items()} for tree in (fast, gradients))
+        fast, gradients = ({n: t[0] for n, t in some.items()} for some in (fast, gradients))
+        losses = losses[0]
+    state = several_steps(rule, (None, slow, fast, gradients), losses, count=1)[1]
+    state = rule.observe(state, losses * 2)
     phi = dict(rule.named_parameters())
-    leaves = [*fast.values(), *slow.values(), *phi.values()]
-    inputs = [leaf.detach().requires_grad_() for leaf in leaves]
+    own = (fast, slow, phi, state)
+    inputs = [leaf.detach().clone().requires_grad_() for leaf in tree.tensors(own)]
 
     def outputs(*numbers):
-        fast_numbers, slow_numbers = numbers[: len(fast)], numbers[len(fast) : 2 * len(fast)]
-        arguments = (
-            dict(zip(fast, fast_numbers, strict=True)),
-            gradients,
-            dict(zip(slow, slow_numbers, strict=True)),
-            None,
-        )
-        replaced = dict(zip(phi, numbers[2 * len(fast) :], strict=True))
-        new, _ = torch.func.functional_call(rule, replaced, arguments)
-        return tuple(new.values())
+        fast, slow, phi, state = tree.replace(own, list(numbers))
+        new, following = torch.func.functional_call(rule, phi, (fast, gradients, slow, state))
+        return tuple(t for t in tree.tensors((new, following)) if t.requires_grad)
 
     assert torch.autograd.gradcheck(outputs, inputs, fast_mode=True)
 

@@ -109,15 +109,28 @@ class LearnedRates(AbstractStepRule):
         tensor: Tensor = getattr(self, f"{kind}/{key(name)}")
         return tensor
 
+    def rms(self) -> Parameters:
+        """RMS of the training set's gradients, each ``[*shape]``."""
+        return {name: self.get_buffer(f"rms/{key(name)}") for name in self.names}
+
+    def scales(self) -> Parameters:
+        """RMS + eps of every coordinate, each ``[*shape]``, differentiable to eps."""
+        rms = self.rms()
+        return {name: rms[name] + self._eps(rms, name) for name in self.names}
+
+    def _eps(self, rms: Mapping[str, Tensor], name: str) -> Tensor:
+        return self.learned("log_eps", name).exp() * _mean_rms(rms, rms[name])
+
     def coefficients(self) -> StepSizes:
         """Rates c exp(a) (RMS + eps)^(-p) and decays rho, differentiable to a, p, eps and rho."""
-        rms = {name: self.get_buffer(f"rms/{key(name)}") for name in self.names}
+        rms = self.rms()
         rates: Parameters = {}
         decays: dict[str, Tensor | None] = {}
         for name in self.names:
-            eps = self.learned("log_eps", name).exp() * _mean_rms(rms, rms[name])
             factor = self.rate_scale * self.learned("log_rate", name).exp()
-            rates[name] = scaled_power(rms[name], eps, self.learned("exponent", name), factor)
+            rates[name] = scaled_power(
+                rms[name], self._eps(rms, name), self.learned("exponent", name), factor
+            )
             decays[name] = None
             if self.has_decay:
                 decay = self.learned("decay_logit", name).sigmoid() * self.decay_scale

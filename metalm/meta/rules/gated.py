@@ -1,0 +1,261 @@
+"""Gated fast weights: each coordinate is copied, updated or flushed to W_0, as it and its row ask.
+
+After Wolf, Chaumond, Delangue 2018 ("Meta-learning a dynamical language model"), who let a small
+network that all weights share combine three answers: keep the weight, take a step, go back to the
+static weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from metalm.meta.parameters import Parameters
+from metalm.meta.rules.in_chunks import Operands, in_chunks
+from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.meta.rules.rates_with_network import AbstractRatesWithNetwork, Sizes, by_unit
+from metalm.meta.rules.statistics import mean_over_tensors
+
+GateState = dict[str, Tensor]
+
+OF_COORDINATES = ("gradient", "weight", "distance", "homeward", "rms")
+"""What the network sees of a coordinate, each in [-1, 1]; see `Gated`."""
+
+OF_ROWS = ("loss", "surprise", "drift", "position")
+"""What it sees of the row (the article); see `Gated`."""
+
+# Steps after which the averages of a row's loss have forgotten all but 1/e: guesses, so that
+# surprise is against the last hundred tokens or more and drift spans a few segments.
+_STEPS = {"short": 3.0, "long": 20.0}
+# Steps after which "position" no longer tells. Most articles end before.
+_FAR = 512
+# Beyond it a gate is open or shut in float32.
+_LARGEST = 30.0
+# Coordinates times rows in a chunk: a quarter of a megabyte for each number of a coordinate.
+_CHUNK = 65536
+
+
+class Gated(AbstractRatesWithNetwork):
+    """W <- copy W + flush W_0 - update s g, with copy = 1 - flush, for each coordinate.
+
+        update = 2 sigmoid(z_1)                       1 where the network says nothing
+        flush  = rho e^z_2 / (1 + rho (e^z_2 - 1))    the sigmoid of logit(rho) + z_2
+        z      = C x + R y + b,  or  O tanh(C x + R y + b) with ``hidden`` units
+
+    s and rho are the learned rates' own, and r = RMS + eps is theirs too. x is seen of the
+    coordinate, with |.| / (|.| + unit), so that no outlier rules:
+
+        gradient |g| / (|g| + r)      weight |W| / (|W| + s r)      distance |d| / (|d| + s r)
+        homeward g d / (|g| + r) / (|d| + s r), d = W - W_0: positive where the step leads home
+        rms      r / (r + the mean RMS of all tensors)
+
+    s r is the length of a typical step. y is seen of the row (the article), l being the loss of the
+    step that is learnt from:
+
+        loss     sign(l) log(1 + |l|)
+        surprise u / (1 + |u|), u = l - its average over the last 20 steps or so; 0 at first
+        drift    the same for u = the average over the last 3 steps, this one included, less that
+        position log(1 + steps so far), 1 at 512 steps and after
+
+    **State and memory.** A row carries 3 numbers and 2 for each tensor. A step that is to be
+    differentiated keeps W_t and g_t (the learned rates alone keep g_t); what the network holds is
+    there for one chunk of coordinates at a time.
+
+    Args:
+        rates: Learned rates, with a decay: the flush gate starts there.
+        hidden: Units of a hidden layer; 0 for gates that are linear before their sigmoid, which is
+            what Wolf et al. are said to have found best.
+        sees: Names of what the network sees, of `OF_COORDINATES` and `OF_ROWS`; what it does not
+            see costs nothing.
+        seed: Of the hidden layer's first numbers.
+
+    Raises:
+        ValueError: Learned rates without a decay, a name that is neither, or fewer than 0 units.
+    """
+
+    mean_rms: Tensor
+
+    def __init__(
+        self,
+        rates: LearnedRates,
+        hidden: int = 0,
+        sees: Sequence[str] = (*OF_COORDINATES, *OF_ROWS),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(rates)
+        _check(rates, hidden, sees)
+        self.hidden = hidden
+        self.sees = tuple(name for name in OF_COORDINATES if name in sees)
+        self.sees_of_row = tuple(name for name in OF_ROWS if name in sees)
+        self.register_buffer("mean_rms", mean_over_tensors(rates.rms()))
+        zeros, width = self.mean_rms.new_zeros, hidden or 2
+        self.from_coordinate = nn.Parameter(zeros(width, len(self.sees)))
+        self.from_row = nn.Parameter(zeros(width, len(self.sees_of_row)))
+        self.bias = nn.Parameter(zeros(width))
+        self.out = nn.Parameter(zeros(2, hidden)) if hidden else None
+        if hidden:
+            generator = torch.Generator().manual_seed(seed)
+            scale = 1 / math.sqrt(len(self.sees) + len(self.sees_of_row) + 1)
+            for parameter in (self.from_coordinate, self.from_row, self.bias):
+                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.data.copy_(scale * drawn)
+
+    def initial_state(self, fast: Parameters) -> GateState:
+        """No loss was seen yet.
+
+        Returns:
+            ``loss``, of the step at hand; ``steps`` before it; ``short`` and ``long``, sums of
+            earlier losses with weights that fall by step; each ``[rows]`` or a scalar. And
+            ``gates``, see `mean_gates`.
+        """
+        rows = self.num_rows(fast)
+        shape = () if rows is None else (rows,)
+        state = {
+            name: self.mean_rms.new_zeros(shape) for name in ("loss", "steps", "short", "long")
+        }
+        return state | {"gates": self.mean_rms.new_zeros(*shape, len(self.names), 2)}
+
+    def observe(self, state: GateState, losses: Tensor) -> GateState:
+        """Remember the loss of the step at hand."""
+        return state | {"loss": losses.to(state["loss"])}
+
+    def mean_gates(self, state: GateState) -> dict[str, Tensor]:
+        """The gates of the last step: for each tensor the means of (update, flush).
+
+        Returns:
+            By name, ``[rows, 2]`` or ``[2]``; zeros before the first step.
+        """
+        return dict(zip(self.names, state["gates"].unbind(-2), strict=True))
+
+    def take(
+        self,
+        fast: Parameters,
+        gradients: Parameters,
+        slow: Parameters,
+        state: GateState,
+        sizes: Sizes,
+        overwrite: bool,
+    ) -> tuple[Parameters, GateState]:
+        """One step; see `AbstractRatesWithNetwork.take`."""
+        shape = state["loss"].shape
+        seen = _of_row(state, self.sees_of_row).view(shape.numel(), len(self.sees_of_row))
+        at_row = seen @ self.from_row.T + self.bias
+        new: Parameters = {}
+        means: list[Tensor] = []
+        for name, home in slow.items():
+            weight = by_unit(fast[name], home)
+            operands = Operands(
+                [weight, by_unit(gradients[name], home)],
+                [home.reshape(-1), *(kind[name].reshape(-1) for kind in sizes)],
+                [at_row, self.from_coordinate, self.mean_rms]
+                + ([] if self.out is None else [self.out]),
+            )
+            (moved,), total = in_chunks(
+                partial(_move, sees=self.sees),
+                operands,
+                _CHUNK // len(weight),
+                [weight] if overwrite and fast[name].is_contiguous() else (),
+            )
+            new[name] = moved.view(fast[name].shape)
+            means.append(total / home.numel())
+        gates = torch.stack(means, 1).reshape(*shape, len(means), 2)
+        return new, _remembered(state) | {"gates": gates}
+
+
+def _of_row(state: GateState, names: Sequence[str]) -> Tensor:
+    """y, ``[rows, features]`` or ``[features]``."""
+    loss, steps = state["loss"], state["steps"]
+    earlier = steps > 0
+    long = state["long"] / _sum_of_weights("long", steps).where(earlier, 1.0)
+    short = _with(state, "short") / _sum_of_weights("short", steps + 1)
+    features = {
+        "loss": loss.sign() * loss.abs().log1p(),
+        "surprise": _squashed((loss - long).where(earlier, 0.0)),
+        "drift": _squashed((short - long).where(earlier, 0.0)),
+        "position": steps.clamp(max=_FAR).log1p() / math.log1p(_FAR),
+    }
+    return (
+        torch.stack([features[name] for name in names], -1) if names else loss[..., None][..., :0]
+    )
+
+
+def _remembered(state: GateState) -> GateState:
+    """The state after a step: its loss is one of the earlier ones."""
+    sums = {kind: _with(state, kind) for kind in _STEPS}
+    return state | sums | {"steps": state["steps"] + 1}
+
+
+def _with(state: GateState, kind: str) -> Tensor:
+    """The weighted sum of losses, the one at hand included with weight 1."""
+    return state["loss"] + math.exp(-1 / _STEPS[kind]) * state[kind]
+
+
+def _sum_of_weights(kind: str, steps: Tensor) -> Tensor:
+    """1 + k + ... + k^(steps - 1), k = e^(-1 / horizon)."""
+    fade = 1 / _STEPS[kind]
+    return torch.expm1(-fade * steps) / math.expm1(-fade)
+
+
+def _squashed(number: Tensor) -> Tensor:
+    return number / (1 + number.abs())
+
+
+def _move(operands: Operands, sees: Sequence[str]) -> tuple[tuple[Tensor], Tensor]:
+    """W_{t+1} of a chunk, and the sums of its two gates, ``[rows, 2]``."""
+    weight, gradient = operands.stacked
+    slow, rate, decay, _ = operands.flat
+    at_row, from_coordinate, mean_rms, *out = operands.shared
+    z = at_row.T[:, :, None]
+    if sees:
+        x = torch.stack(_of_coordinate(operands, mean_rms, sees)).flatten(1)
+        z = (from_coordinate @ x).view(-1, *weight.shape) + z
+    if out:
+        z = (out[0] @ z.tanh().flatten(1)).view(2, *z.shape[1:])
+    first, second = z.clamp(-_LARGEST, _LARGEST)
+    update = 2 * first.sigmoid()
+    odds = second.exp()
+    flush = (decay * odds / (1 + decay * (odds - 1))).expand_as(weight)
+    moved = torch.lerp(weight, slow.expand_as(weight), flush)
+    moved = torch.addcmul(moved, update * rate, gradient, value=-1)
+    sums = [gate.detach().expand_as(weight).sum(1) for gate in (update, flush)]
+    return (moved,), torch.stack(sums, 1)
+
+
+def _of_coordinate(operands: Operands, mean_rms: Tensor, sees: Sequence[str]) -> list[Tensor]:
+    """x: the features asked for, each ``[rows, units]``."""
+    weight, gradient = operands.stacked
+    slow, rate, _, scale = operands.flat
+    # A rate of zero reaches nowhere; a distance of zero from there is not a number without this.
+    reach = rate * scale + torch.finfo(weight.dtype).tiny
+    away = weight - slow
+    push = gradient / (gradient.abs() + scale)
+    pull = away / (away.abs() + reach)
+    features: dict[str, Callable[[], Tensor]] = {
+        "gradient": push.abs,
+        "weight": lambda: weight.abs() / (weight.abs() + reach),
+        "distance": pull.abs,
+        "homeward": lambda: push * pull,
+        "rms": lambda: (scale / (scale + mean_rms)).expand_as(weight),
+    }
+    return [features[name]() for name in sees]
+
+
+def _check(rates: LearnedRates, hidden: int, sees: Sequence[str]) -> None:
+    if not rates.has_decay:
+        raise ValueError(
+            "learned rates that never decay cannot be flushed; expected a decay > 0 at the start, "
+            "found 0; do start from learned rates with a decay"
+        )
+    if hidden < 0:
+        raise ValueError(f"impossible hidden layer; expected >= 0 units, found {hidden}; change it")
+    known = (*OF_COORDINATES, *OF_ROWS)
+    for name in sees:
+        if name not in known:
+            raise ValueError(
+                f"the gates cannot see {name!r}; expected some of {', '.join(known)}, found "
+                f"{name!r}; do correct the name"
+            )
