@@ -167,7 +167,7 @@ def _untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
         storage = flat.untyped_storage()
         # safetensors refuses tensors that lie in one storage, so later ones are copied.
         if storage.data_ptr() in storages or storage.nbytes() != flat.numel() * flat.itemsize:
-            flat = flat.clone()
+            flat = flat.clone(memory_format=torch.contiguous_format)
         storages.add(flat.untyped_storage().data_ptr())
         unique[name] = flat
     return unique, aliases

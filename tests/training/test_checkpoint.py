@@ -47,6 +47,14 @@ def test_every_type_and_shape_comes_back_exactly(dtype, shape, tmp_path):
     assert torch.equal(found, tensor)
 
 
+def test_a_single_number_cut_out_of_a_longer_row(tmp_path):
+    """Torch calls it contiguous, whatever its stride."""
+    cut = torch.arange(12).view(3, 4)[:1, -1]
+    assert cut.stride() == (4,)
+    checkpoint.save(tmp_path / "x", {"a": cut}, {})
+    assert checkpoint.load(tmp_path / "x")[0]["a"].tolist() == [3]
+
+
 def test_the_meta_comes_back_exactly(tmp_path):
     meta = {
         "rate": 0.1 + 0.2,
