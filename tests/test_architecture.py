@@ -16,7 +16,8 @@ ARROWS = {
     "metalm/meta": (),
     "metalm/training": (),
     "metalm/analysis": (),
-    "metalm/language": ("metalm.meta", "metalm.training", "metalm.analysis"),
+    "metalm/adapt": ("metalm.meta", "metalm.training"),
+    "metalm/language": ("metalm.meta", "metalm.training", "metalm.analysis", "metalm.adapt"),
     "metalm/fewshot": ("metalm.meta", "metalm.training", "metalm.analysis"),
     "metalm/learned_optimizers": ("metalm.meta", "metalm.training", "metalm.analysis"),
     "data_prep": ("metalm.language.articles", "metalm.language.vocabulary"),
@@ -27,6 +28,7 @@ PACKAGES = {
     "metalm/meta": {"torch", "numpy", "numba"},
     "metalm/training": {"torch", "safetensors", "tqdm"},
     "metalm/analysis": {"numpy", "matplotlib", "rich"},
+    "metalm/adapt": {"torch", "numpy"},
 }
 
 DRAWERS = re.compile(r"_*(utils?|helpers?|common|misc|miscellaneous|stuff)_*")

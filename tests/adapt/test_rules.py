@@ -1,0 +1,127 @@
+"""Gradient statistics and learned rules for a model of one's own."""
+
+import numpy as np
+import pytest
+import torch
+
+from metalm.adapt import AdaptiveReader, count_gradients, krause_rule, learn_rule
+from metalm.adapt.module_loss import Segment
+from metalm.meta.rules import GradientDescent, RmsDecay
+from metalm.meta.unroll import unroll
+
+
+@pytest.fixture
+def reader(recurrent):
+    return AdaptiveReader(recurrent, segment=4, start_token=2)
+
+
+def plain_rms(model, tokens, rows, segment, batch_first=True):
+    """By the model's own backward pass: streams of equal length, state carried."""
+    length = (len(tokens) - 1) // rows
+    inputs = torch.tensor(tokens[: rows * length]).view(rows, length)
+    targets = torch.tensor(tokens[1 : rows * length + 1]).view(rows, length)
+    total = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    state, batches = None, 0
+    for start in range(0, length, segment):
+        x, y = inputs[:, start : start + segment], targets[:, start : start + segment]
+        logits, state = model(x if batch_first else x.t(), state)
+        logits = logits if batch_first else logits.transpose(0, 1)
+        model.zero_grad()
+        (-logits.log_softmax(-1).gather(2, y.unsqueeze(2))).mean().backward()
+        for name, weight in model.named_parameters():
+            total[name] += weight.grad**2
+        state = (
+            {"hidden": state["hidden"].detach()}
+            if batch_first
+            else tuple(part.detach() for part in state)
+        )
+        batches += 1
+    model.zero_grad()
+    return {name: (squares / batches).sqrt() for name, squares in total.items()}
+
+
+@pytest.mark.parametrize(("streams", "rows"), [(1, 1), (2, 2), (100, 2)])
+def test_gradients_are_counted_as_krause_counts_them(reader, texts, streams, rows):
+    found = count_gradients(reader, texts, streams=streams)  # 44 tokens: room for 45 // 16 streams
+    expected = plain_rms(reader.model, [2, *np.concatenate(texts)], rows, 4)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-10, atol=1e-14)
+
+
+def test_gradients_of_a_model_with_time_first(plain_lstm, texts):
+    reader = AdaptiveReader(plain_lstm, segment=3, batch_first=False)
+    found = count_gradients(reader, texts, streams=3)
+    expected = plain_rms(plain_lstm, np.concatenate(texts), 3, 3, batch_first=False)
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-10, atol=1e-14)
+    assert all(weight.grad is None for weight in plain_lstm.parameters())
+
+
+def test_krauses_rule_reads_as_the_rule_of_his_program(reader, texts):
+    rms = count_gradients(reader, texts)
+    mean = float(sum(values.mean() for values in rms.values()) / len(rms))
+    rule = krause_rule(rms, rate=3e-2, decay=2e-2, eps=0.4)
+    ours = reader.with_rule(rule).read(texts[0]).nats
+    his = reader.with_rule(RmsDecay(rms, 3e-2, 2e-2, 0.4 * mean)).read(texts[0]).nats
+    np.testing.assert_allclose(ours, his, rtol=1e-9)
+    assert abs(ours - reader.read(texts[0]).nats).max() > 1e-3
+
+
+def test_too_little_text(recurrent):
+    with pytest.raises(ValueError, match="too little text; expected at least 2 tokens, found 1"):
+        count_gradients(AdaptiveReader(recurrent), [[3]])
+
+
+def test_a_learned_rule_reads_better(reader):
+    """A text that repeats itself, and a rule that starts far too slow."""
+    text = [1, 7, 3, 9, 5] * 12
+    rms = count_gradients(reader, [text])
+    rule = krause_rule(rms, rate=1e-4)
+    learning = reader.with_rule(rule)
+    weights = {name: weight.clone() for name, weight in reader.model.state_dict().items()}
+    before = learning.read(text).nats.mean()
+    losses = learn_rule(learning, [text], steps=30, unrolled=5, learning_rate=0.3)
+    after = learning.read(text).nats.mean()
+    assert len(losses) == 30
+    assert after < before - 0.2
+    assert after < reader.read(text).nats.mean() - 0.2
+    for name, weight in reader.model.state_dict().items():
+        assert torch.equal(weight, weights[name])
+    assert not any(parameter.requires_grad for parameter in rule.parameters())
+    assert all(parameter.grad is None for parameter in rule.parameters())
+
+
+def test_one_step_follows_the_meta_gradient(reader):
+    """Adam's first step is the learning rate against the sign of each meta-gradient."""
+    text = [1, 7, 3, 9, 5, 2, 2, 8]
+    rule = krause_rule(count_gradients(reader, [text * 3]), rate=1e-2).requires_grad_(True)
+    learning = reader.with_rule(rule)
+    inputs, targets = torch.tensor([2, *text[:-1]]), torch.tensor(text)
+    batches = [Segment(inputs[:4], targets[:4]), Segment(inputs[4:], targets[4:])]
+    after = unroll(learning.loss, rule, learning.slow, learning.rest, batches, None)
+    gradients = dict(
+        zip(
+            dict(rule.named_parameters()),
+            torch.autograd.grad(after.meta_loss, list(rule.parameters())),
+            strict=True,
+        )
+    )
+    before = {name: value.detach().clone() for name, value in rule.named_parameters()}
+    (loss,) = learn_rule(learning, [text], steps=1, unrolled=2, learning_rate=0.01, clip=1e9)
+    assert loss == pytest.approx(after.losses.mean().item(), rel=1e-12)
+    assert any(bool(gradient.abs() > 1e-5) for gradient in gradients.values())
+    for name, value in rule.named_parameters():
+        if abs(gradients[name]) > 1e-5:
+            expected = before[name] - 0.01 * gradients[name].sign()
+            torch.testing.assert_close(value.detach(), expected, rtol=0, atol=1e-4)
+
+
+def test_nothing_to_learn(reader, recurrent):
+    with pytest.raises(ValueError, match="expected one with parameters, found NoneType"):
+        learn_rule(reader, [[1, 2, 3]], steps=1)
+    with pytest.raises(ValueError, match="expected one with parameters, found GradientDescent"):
+        learn_rule(reader.with_rule(GradientDescent(0.1)), [[1, 2, 3]], steps=1)
+    rule = krause_rule({"output.bias": torch.ones(11, dtype=torch.float64)})
+    with pytest.raises(ValueError, match="there is no token to score in the texts"):
+        learn_rule(AdaptiveReader(recurrent, rule), [[1], [2]], steps=1)
