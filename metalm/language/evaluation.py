@@ -135,6 +135,8 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
         if alone.cached_perplexity < cached.cached_perplexity * _AS_GOOD:
             cached = alone
         methods.append(_method(NAMES[learning], learning, model, alone, None))
+        if learning == "rule":  # an ablation: what adds to it is not asked
+            continue
         title = "cache" if learning == "none" else f"{NAMES[learning]} + cache"
         methods.append(_method(title, learning, model, cached, cached.cache))
     longest = max((t.segment for t in trials.get("joint", [])), default=0)
