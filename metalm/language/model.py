@@ -224,21 +224,23 @@ class _RowLogits(torch.autograd.Function):
     def forward(
         ctx: Any, dtype: torch.dtype, values: Tensor, weight: Tensor, bias: Tensor
     ) -> Tensor:
-        weight = weight.to(dtype)
-        ctx.save_for_backward(values, weight)
-        if weight.dtype == values.dtype:
-            return torch.baddbmm(bias.unsqueeze(1), values, weight.transpose(1, 2))
-        return product(values, weight.transpose(1, 2)).add_(bias.unsqueeze(1))
+        converted = weight.to(dtype)
+        ctx.save_for_backward(values, weight, converted)
+        if converted.dtype == values.dtype:
+            return torch.baddbmm(bias.unsqueeze(1), values, converted.transpose(1, 2))
+        return product(values, converted.transpose(1, 2)).add_(bias.unsqueeze(1))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        values, weight = ctx.saved_tensors
+        values, weight, converted = ctx.saved_tensors
         _, to_values, to_weight, to_bias = ctx.needs_input_grad
+        dtype = converted.dtype
+        if torch.is_grad_enabled():  # for a second derivative the weight itself is on the graph
+            converted = weight.to(dtype)
         return (
             None,
-            product(gradient, weight) if to_values else None,
-            product(gradient.transpose(1, 2), values.to(weight.dtype)) if to_weight else None,
+            product(gradient, converted) if to_values else None,
+            product(gradient.transpose(1, 2), values.to(dtype)) if to_weight else None,
             gradient.sum(1) if to_bias else None,
         )
 
@@ -264,11 +266,13 @@ class _LookupOfTied(torch.autograd.Function):
         return weight.reshape(-1, size)[index], weight.view_as(weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_vectors: Tensor, grad_weight: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         size = ctx.weight_shape[-1]
         grad_weight = grad_weight.contiguous()
-        grad_vectors = grad_vectors.to(grad_weight.dtype)
-        grad_weight.view(-1, size).index_add_(0, index.reshape(-1), grad_vectors.reshape(-1, size))
+        by_token = grad_vectors.to(grad_weight.dtype).reshape(-1, size)
+        flat = grad_weight.view(-1, size)
+        if torch.is_grad_enabled():
+            return flat.index_add(0, index.reshape(-1), by_token).view(ctx.weight_shape), None
+        flat.index_add_(0, index.reshape(-1), by_token)
         return grad_weight, None

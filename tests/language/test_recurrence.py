@@ -159,3 +159,57 @@ def test_a_row_does_not_depend_on_the_others():
     assert torch.equal(before[0][:, :2], after[0][:, :2])
     for one, other in zip(before[1:], after[1:], strict=True):
         assert torch.equal(one[:2], other[:2])
+
+
+def plain_lstm(inputs, state, weights):
+    """A loop over time in plain operations, for weights of any kind."""
+    hidden, cell = state
+    outputs = []
+
+    def times(weight, values):
+        return (weight @ values.unsqueeze(-1)).squeeze(-1)
+
+    for x in inputs:
+        gates = times(weights.input_weight, x) + times(weights.hidden_weight, hidden)
+        i, f, g, o = (gates + weights.input_bias + weights.hidden_bias).chunk(4, dim=-1)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * cell.tanh()
+        outputs.append(hidden)
+    return torch.stack(outputs), LayerState(hidden, cell)
+
+
+def second_gradients(layer, leaves, chosen):
+    """Of a function of the first gradients of the chosen leaves and of the outputs themselves."""
+    outputs, hidden, cell = run(layer, leaves)
+    first = torch.autograd.grad(
+        (outputs.sin() * cotangents()[0]).sum() + (hidden * cell).sum(), chosen, create_graph=True
+    )
+    total = sum((gradient.square() * gradient).sum() for gradient in first)
+    return torch.autograd.grad(total + outputs.square().sum() + cell.exp().sum(), leaves)
+
+
+@pytest.mark.parametrize("per_row", COMBINATIONS, ids=str)
+@pytest.mark.parametrize("layer", [row_lstm, shared_lstm])
+def test_second_derivatives_equal_those_of_a_plain_loop(layer, per_row):
+    if layer is shared_lstm and any(per_row):
+        layer = lstm_layer
+    leaves = random_problem(per_row)
+    found, expected = (second_gradients(kind, leaves, leaves) for kind in (layer, plain_lstm))
+    assert_all_close(found, expected)
+
+
+@pytest.mark.parametrize("chosen", range(7))
+def test_second_derivatives_through_one_gradient_alone(chosen):
+    for per_row in ((False, True, True, True), (True, False, False, False)):
+        leaves = random_problem(per_row)
+        found, expected = (
+            second_gradients(kind, leaves, [leaves[chosen]]) for kind in (row_lstm, plain_lstm)
+        )
+        assert_all_close(found, expected)
+
+
+def test_second_derivatives_against_finite_differences():
+    leaves = random_problem((True, True, False, True), time=2)
+    assert torch.autograd.gradgradcheck(
+        lambda *leaves: tuple(run(row_lstm, leaves)), leaves, fast_mode=True
+    )
