@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from metalm.meta import cpu_kernels, tree
-from metalm.meta.rules import Gated, GradientDescent, LearnedRates, RmsDecay
+from metalm.meta.rules import CoordinateLSTM, Gated, GradientDescent, LearnedRates, RmsDecay
 from metalm.training.state import pack, unpack
 
 ROWS = 3
@@ -175,6 +175,51 @@ def gated(**settings):
     return (lambda rms: build_on_rates(Gated, rms, **settings), gated_move)
 
 
+def lstm_by_hand(cell, inputs):
+    """Hidden units after one step from a state of zeros."""
+    size = cell.out.shape[1]
+    gates = [
+        sum(cell.weight[gate, i].item() * x for i, x in enumerate(inputs)) + cell.bias[gate].item()
+        for gate in range(4 * size)
+    ]
+    cells = [sigmoid(gates[i]) * math.tanh(gates[2 * size + i]) for i in range(size)]
+    hidden = [sigmoid(gates[3 * size + i]) * math.tanh(cells[i]) for i in range(size)]
+    return [sum(row[i].item() * hidden[i] for i in range(size)) for row in cell.out]
+
+
+def lstm_move(place):
+    def seen(index):
+        rate, decay, scale = rates_at(place._replace(index=index))
+        other = place._replace(index=index)
+        y, away = other.gradient / scale, other.weight - other.home
+        pull = away / (abs(away) + rate * scale)
+        push = other.gradient / (abs(other.gradient) + scale)
+        logarithm = math.log(max(abs(y), math.exp(-10))) / 10
+        sign = max(-1.0, min(1.0, math.exp(10) * y))
+        return rate, decay, scale, logarithm, sign, pull, push
+
+    rate, decay, scale, logarithm, sign, pull, _ = seen(place.index)
+    shape = SHAPES[place.name]
+    if len(shape) < 2 or math.prod(shape) <= place.rule.coordinates:
+        (addition,) = lstm_by_hand(place.rule.of_coordinates, [logarithm, sign, pull])
+        moved = place.weight - rate * place.gradient + decay * (place.home - place.weight)
+        return moved - rate * scale * addition
+    row = itertools.product(place.index[:1], *map(range, shape[1:]))
+    all_seen = [seen(index) for index in row]
+    means = [
+        mean(numbers[3] for numbers in all_seen),
+        mean(abs(numbers[5]) for numbers in all_seen),
+        mean(numbers[5] * numbers[6] for numbers in all_seen),
+    ]
+    update, flush = lstm_by_hand(place.rule.of_rows, means)
+    moved = place.weight - rate * (1 + update) * place.gradient
+    return moved + (decay + flush) * (place.home - place.weight)
+
+
+def lstm(**settings):
+    return (lambda rms: build_on_rates(CoordinateLSTM, rms, **settings), lstm_move)
+
+
 RULES = {
     "descent": (
         lambda rms: GradientDescent(0.3),
@@ -222,6 +267,8 @@ RULES = {
     "gated, hidden": gated(hidden=4),
     "gated by the row alone": gated(sees=("loss", "position")),
     "gated by the coordinate alone": gated(sees=("distance", "gradient", "homeward"), hidden=3),
+    "LSTM of coordinates": lstm(hidden=3),
+    "LSTM of rows": lstm(hidden=4, coordinates=13),
 }
 
 
@@ -364,23 +411,48 @@ def test_handed_over_coefficients_change_nothing(rule, tensors):
     indirect=["way"],
 )
 def test_derivatives_by_finite_differences(rule, tensors, losses, stacked, way):
-    """Of a second step, so that the state counts too, to W, W_0, the state and phi."""
+    """Of a second step, so that the state counts too, to W, g, W_0, phi and the state."""
     _, slow, fast, gradients = tensors
     if not stacked:
         fast, gradients = ({n: t[0] for n, t in some.items()} for some in (fast, gradients))
         losses = losses[0]
     state = several_steps(rule, (None, slow, fast, gradients), losses, count=1)[1]
     state = rule.observe(state, losses * 2)
-    phi = dict(rule.named_parameters())
-    own = (fast, slow, phi, state)
+    own = (fast, gradients, slow, dict(rule.named_parameters()), state)
     inputs = [leaf.detach().clone().requires_grad_() for leaf in tree.tensors(own)]
+    generator = torch.Generator().manual_seed(6)
 
-    def outputs(*numbers):
-        fast, slow, phi, state = tree.replace(own, list(numbers))
+    def directions(tensors):
+        return [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in tensors]
+
+    def outputs(numbers):
+        fast, gradients, slow, phi, state = tree.replace(own, list(numbers))
         new, following = torch.func.functional_call(rule, phi, (fast, gradients, slow, state))
-        return tuple(t for t in tree.tensors((new, following)) if t.requires_grad)
+        return tree.tensors((new, following))
 
-    assert torch.autograd.gradcheck(outputs, inputs, fast_mode=True)
+    found = outputs(inputs)
+    weights = [
+        one if new.requires_grad else torch.zeros_like(one)
+        for one, new in zip(directions(found), found, strict=True)
+    ]
+
+    def weighted(tensors):
+        return sum((one * two).sum() for one, two in zip(tensors, weights, strict=True))
+
+    reached = torch.autograd.grad(weighted(found), inputs, materialize_grads=True)
+    step, along = 1e-6, directions(inputs)
+    sizes = [len(tree.tensors(kind)) for kind in own]
+    for last, size in zip(itertools.accumulate(sizes), sizes, strict=True):
+        values = []
+        for sign in (1, -1):
+            moved = [leaf.detach() for leaf in inputs]
+            for index in range(last - size, last):
+                moved[index] = moved[index] + sign * step * along[index]
+            with torch.no_grad():
+                values.append(weighted(outputs(moved)).item())
+        slope = (values[0] - values[1]) / (2 * step)
+        expected = sum((reached[i] * along[i]).sum().item() for i in range(last - size, last))
+        assert expected == pytest.approx(slope, rel=1e-6, abs=1e-7)
 
 
 def test_numbers_follow_the_dtype_of_the_weights():

@@ -125,14 +125,15 @@ class AbstractRatesWithNetwork(AbstractUpdateRule):
 
 
 def by_unit(tensor: Tensor, slow: Tensor, dims: int = 1) -> Tensor:
-    """A fast tensor, or one like it, as ``[rows, ...]``, its own shape flattened to ``dims``.
+    """A fast tensor, or a slow one as one row, with its own shape flattened to ``dims``.
 
     Args:
-        tensor: ``[rows, *shape]``, or ``[*shape]`` for one row.
+        tensor: ``[rows, *shape]`` or ``[*shape]``.
         slow: ``[*shape]``.
         dims: 1 for a unit a coordinate, 2 for a unit a row of the tensor.
+
+    Returns:
+        ``[rows, units]`` or ``[rows, units, coordinates]``; a view where that is possible.
     """
     tensor = tensor if tensor.dim() > slow.dim() else tensor[None]
-    if dims == 1:
-        return tensor.reshape(len(tensor), -1)
-    return tensor.reshape(len(tensor), tensor.shape[1], -1)
+    return tensor.reshape(*tensor.shape[:dims], -1)
