@@ -94,7 +94,7 @@ def token_ids(tokens: ArrayLike | Tensor, device: torch.device) -> Tensor:
     Raises:
         ValueError: none, not whole numbers, negative ones, or not one-dimensional.
     """
-    ids = torch.as_tensor(tokens if isinstance(tokens, Tensor) else np.asarray(tokens))
+    ids = tokens if isinstance(tokens, Tensor) else torch.from_numpy(np.array(tokens))
     whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
     if ids.dim() != 1 or len(ids) == 0 or not whole:
         raise ValueError(

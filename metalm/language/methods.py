@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from torch import Tensor
+
 from metalm.language.cache import CacheConfig
 from metalm.language.model import LanguageModel
 from metalm.meta.parameters import Parameters
@@ -116,6 +118,21 @@ class TrainedModels:
             mean = float(sum(tensor.mean() for tensor in rms.values()) / len(rms))
             return RmsDecay(rms, settings["rate"], settings["decay"], settings["eps"] * mean)
         rule = self.rules[method.learning]
-        rule.rate_scale.fill_(settings["rate_scale"])
-        rule.decay_scale.fill_(settings["decay_scale"])
+        set_scales(rule, settings)
         return rule
+
+
+def set_scales(rule: AbstractUpdateRule, settings: Mapping[str, float]) -> None:
+    """Writes tuned numbers into the scales of that name that a trained rule has as buffers.
+
+    Raises:
+        ValueError: the rule has no scale of that name.
+    """
+    for name, value in settings.items():
+        scale = getattr(rule, name, None)
+        if not isinstance(scale, Tensor):
+            raise ValueError(
+                f"this rule has no {name}; expected a scale that {type(rule).__name__} has, found "
+                f"{', '.join(settings)}; use the settings that were tuned for it"
+            )
+        scale.fill_(value)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from metalm.language.articles import ArticleSet
-from metalm.language.meta_training import starting_rule
+from metalm.language.meta_training import RuleTrainingConfig, starting_rule
 from metalm.language.methods import TrainedModels
 from metalm.language.model import LanguageModel
 from metalm.language.presets import ExperimentConfig
@@ -75,12 +75,24 @@ def load_rule(
 ) -> LearnedRates:
     """The update rule of a stage."""
     tree = unpack(*folder.load(name))
-    slow, _ = split(LanguageModel(config.model), list(names))
-    ones = {name: torch.ones_like(weight) for name, weight in slow.items()}
-    rule = starting_rule(ones, config.rule)
+    rule = empty_rule(LanguageModel(config.model), config.rule, names)
     _check_shapes(folder, name, rule.state_dict(), tree["rule"])
     rule.load_state_dict(tree["rule"])
     return rule.to(config.device).requires_grad_(False)
+
+
+def empty_rule(
+    model: LanguageModel, config: RuleTrainingConfig, names: Iterable[str] | None = None
+) -> LearnedRates:
+    """A rule of the form that a training has, for trained numbers to be put into.
+
+    Args:
+        model: whose weights adapt; only their shapes matter.
+        config: of the training.
+        names: the fast weights; by default those that the configuration's patterns choose.
+    """
+    slow, _ = split(model, list(choose(model, config.adapt) if names is None else names))
+    return starting_rule({name: torch.ones_like(weight) for name, weight in slow.items()}, config)
 
 
 def control_statistics(

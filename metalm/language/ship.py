@@ -1,0 +1,194 @@
+"""Write the model of a run in the form in which it is given away.
+
+    python -m metalm.language.ship runs/wikitext-2              # the model that the package carries
+    python -m metalm.language.ship runs/wikitext-2 FOLDER --dtype float32 --limit 0
+
+The jointly trained model and its rule, the vocabulary, and the settings that tuning chose, as
+`Pretrained.from_pretrained` reads them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metalm import __version__
+from metalm.language.configuration import from_json
+from metalm.language.presets import PRESETS, ExperimentConfig
+from metalm.language.pretrained import SHIPPED, Pretrained
+from metalm.language.pretrained_config import Origin, PretrainedConfig, ReadingSettings
+from metalm.language.run_folder import RunFolder
+from metalm.language.trained import load_model, load_rule
+from metalm.language.tuning import choose_settings, trial_from_json
+from metalm.language.vocabulary import Vocabulary
+from metalm.meta.parameters import choose
+
+LIMIT = 12_000_000
+"""Bytes that the package's model may take in all."""
+
+# How and where a training ran, not what it gave.
+_ELSEWHERE = {"preset", "seed", "device", "threads"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status (2: the input was wrong)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder that train.py wrote, tuned")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=SHIPPED, help="where the model goes"
+    )
+    parser.add_argument("--command", help="what made the run; default: from its configuration")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument(
+        "--limit", type=int, default=LIMIT, help="most bytes in all; 0 for no limit"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        size = ship(
+            pretrained_of(RunFolder(options.run), options.command),
+            options.folder,
+            getattr(torch, options.dtype),
+            options.limit,
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.folder}: {size:,} bytes")
+    return 0
+
+
+def pretrained_of(run: RunFolder, command: str | None = None) -> Pretrained:
+    """The jointly trained model of a run, with the settings that tuning chose.
+
+    Raises:
+        ValueError: the run is not finished or not tuned, or a file is damaged.
+    """
+    config = from_json(ExperimentConfig, run.read_configuration())
+    config = dataclasses.replace(config, device="cpu")
+    model = load_model(run, "joint", config)
+    rule = load_rule(run, "joint", config, choose(model, config.rule.adapt))
+    reset = tuned(run, "reset")
+    carry = tuned(run, "carry") if _tuning(run, "carry").exists() else reset
+    return Pretrained(
+        model=model,
+        rule=rule,
+        vocabulary=Vocabulary.load(run.vocabulary_path),
+        config=PretrainedConfig(
+            model=config.model,
+            rule=config.rule,
+            reset=reset,
+            carry=carry,
+            origin=Origin(
+                command=command or command_of(config),
+                seed=config.seed,
+                corpus=Path(config.data.source).name,
+                version=__version__,
+            ),
+        ),
+    )
+
+
+def tuned(run: RunFolder, mode: str) -> ReadingSettings:
+    """The best settings of the joint model without a cache, and the best cache beside them.
+
+    Raises:
+        ValueError: the run is not tuned in this mode, or its file of trials is damaged.
+    """
+    path = _tuning(run, mode)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))["joint"]
+        best = choose_settings([trial_from_json(trial) for trial in stored], cached=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{run.folder} has no settings for reading; expected the trials of 'joint' in {path}, "
+            f"found '{type(error).__name__}: {error}'; run python evaluate.py {run.folder} --tune"
+        ) from error
+    return ReadingSettings(
+        segment=best.segment,
+        settings=dict(best.settings),
+        cache=best.cache,
+        perplexity=best.perplexity,
+        cached_perplexity=best.cached_perplexity,
+    )
+
+
+def ship(pretrained: Pretrained, folder: Path, dtype: torch.dtype, limit: int) -> int:
+    """Saves a model if it is small enough, in place of what was there; returns its bytes.
+
+    Raises:
+        ValueError: it is larger than the limit (nothing is written), or cannot be written.
+    """
+    name = "shipped" if folder.resolve() == SHIPPED else folder.name
+    with tempfile.TemporaryDirectory() as temporary:
+        saved = Path(temporary) / "model"
+        pretrained.save_pretrained(saved, dtype, name=name)
+        size = sum(path.stat().st_size for path in saved.iterdir())
+        if 0 < limit < size:
+            raise ValueError(
+                f"the model is too large to be shipped; expected at most {limit:,} bytes, found "
+                f"{size:,}; train a smaller one, or raise --limit"
+            )
+        Pretrained.from_pretrained(saved)  # what is given away can be read
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(saved.iterdir(), key=lambda path: path.name == "config.json"):
+                shutil.copyfile(path, folder / path.name)
+        except OSError as error:
+            raise ValueError(
+                f"the model cannot be written to {folder}; expected a folder to write into, found "
+                f"'{error}'; choose another one"
+            ) from error
+    return size
+
+
+def command_of(config: ExperimentConfig) -> str:
+    """The command line that gives this configuration: preset, data, seed, and what differs."""
+    preset = dataclasses.asdict(PRESETS[config.preset]() if config.preset in PRESETS else config)
+    source = Path(config.data.source).name
+    words = ["python", "train.py", "--preset", config.preset, "--data", source]
+    words += ["--seed", str(config.seed)]
+    for name, value in _differing(dataclasses.asdict(config), preset):
+        if name.split(".")[0] in _ELSEWHERE or name in ("data.source", "data.root"):
+            continue
+        if name == "model.vocabulary_size":  # follows from the data
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            head, _, last = option.removeprefix("--").rpartition(".")
+            words.append(option if value else f"--{head}.no-{last}")
+        else:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            words += [option, *map(str, values)]
+    return shlex.join(words)
+
+
+def _differing(
+    found: Mapping[str, Any], preset: Mapping[str, Any], path: str = ""
+) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            pairs += _differing(value, preset[name], f"{path}{name}.")
+        elif value != preset[name]:
+            pairs.append((f"{path}{name}", value))
+    return pairs
+
+
+def _tuning(run: RunFolder, mode: str) -> Path:
+    return run.folder / f"tuning-{mode}.json"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

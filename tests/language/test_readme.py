@@ -1,0 +1,93 @@
+"""The lines of Python that the README shows run as they stand."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from metalm.language import pretrained
+from metalm.language.pretrained import Pretrained
+from metalm.language.pretrained_config import PretrainedConfig
+from metalm.language.trained import load_model, load_rule
+from metalm.language.vocabulary import Vocabulary
+from metalm.meta.parameters import choose
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def lines_with(word):
+    """The one indented block of Python in which a word stands, as text."""
+    blocks = re.findall(r"(?<=\n\n)(?: {4}.*\n|\n(?= {4}))+", README)
+    (block,) = [block for block in blocks if word in block]
+    return re.sub(r"^ {4}", "", block, flags=re.MULTILINE)
+
+
+class OwnModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 4)
+        self.recurrent = nn.GRU(4, 5, batch_first=True)
+        self.output = nn.Linear(5, 11)
+
+    def forward(self, tokens, state):
+        values, state = self.recurrent(self.embedding(tokens), state)
+        return self.output(values), state
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_with_the_shipped_model(trained_run, here, monkeypatch):
+    config, corpus, run = trained_run
+    model = load_model(run, "joint", config)
+    tiny = Pretrained(
+        model=model,
+        rule=load_rule(run, "joint", config, choose(model, config.rule.adapt)),
+        vocabulary=Vocabulary.load(run.vocabulary_path),
+        config=PretrainedConfig(model=config.model, rule=config.rule),
+    )
+    tiny.save_pretrained(here / "tiny")
+    monkeypatch.setattr(pretrained, "SHIPPED", here / "tiny")
+    names = {"text": corpus.test[0].text, "more": corpus.test[1].text}
+    exec(lines_with("Pretrained.from_pretrained"), names)
+    words = len(corpus.test[0].tokens), len(corpus.test[1].tokens)
+    assert np.isfinite(names["nats"]).all()
+    assert len(names["nats"]) == words[1]
+    assert names["state"].num_tokens == sum(words)
+    assert (here / "folder/config.json").read_bytes() == (here / "tiny/config.json").read_bytes()
+
+
+def test_with_a_model_of_ones_own(here):
+    torch.manual_seed(0)
+    draw = np.random.default_rng(1).integers
+    names = {
+        "model": OwnModel(),
+        "training_texts": [draw(0, 11, 120), draw(0, 11, 90)],
+        "other_texts": [draw(0, 11, 70)],
+        "article": draw(0, 11, 45),
+        "the_rest": draw(0, 11, 25),
+    }
+    exec(lines_with("import AdaptiveReader, count_gradients"), names)
+    assert len(names["losses"]) == 10
+    assert np.isfinite(names["nats"]).all()
+    assert names["state"].num_tokens == 45 + 25
+    assert set(names["state"].fast) == {"embedding.weight", "output.weight", "output.bias"}
+
+
+def test_with_a_model_of_transformers(here):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 11, "n_positions": 90, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    names = {"gpt2": transformers.GPT2LMHeadModel(config)}
+    exec(lines_with("import AdaptiveReader, CausalModel"), names)
+    with pytest.raises(ValueError, match="expected at most 45 tokens beside a context of 45"):
+        names["reader"].read([1] * 200)
+    short = names["reader"].read([1] * 40)
+    assert np.isfinite(short.nats[1:]).all()
+    assert all("mlp" in name for name in short.state.fast)
