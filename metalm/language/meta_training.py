@@ -1,29 +1,35 @@
 """Training the update rule, alone or together with the model's slow weights, by reading articles.
 
 A step reads `unroll` segments of every row: each segment is scored, then learnt from, and the
-meta-gradient of all scores goes through those updates (first order). Between steps the history is
-cut, not the reading: hidden states and fast weights go on, and what a row has learnt, its
-displacement from W_0, is held constant (`rebase`).
+meta-gradient of all scores goes through those updates. Between steps the history is cut, not the
+reading: hidden states and fast weights go on, and what a row has learnt, its displacement from W_0,
+is held constant (`rebase`). In forward mode nothing is cut: each score's gradient goes through
+every update since the row's article began.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from metalm.language.article_batches import SegmentBatch, set_rows
+from metalm.language.article_batches import SegmentBatch, select_rows, set_rows
 from metalm.language.article_passes import ArticlePasses
 from metalm.language.articles import ArticleSet
 from metalm.language.methods import ALL_BUT_RECURRENT, STARTS
 from metalm.language.model import LanguageModel, start_of
-from metalm.language.recurrence import LayerState
+from metalm.language.reading import select_first
+from metalm.language.recurrence import LayerState, twice_differentiable
 from metalm.language.segment_loss import SegmentLoss
+from metalm.meta.forward_mode import initial_traces
+from metalm.meta.meta_gradient import Mode
 from metalm.meta.parameters import Parameters, split
 from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.meta.tree import detach, transform
 from metalm.meta.unroll import State, unroll
 from metalm.meta.update_rule import AbstractUpdateRule
 from metalm.training.precision import reduced_products
@@ -48,8 +54,26 @@ class MetaTrainingConfig:
     """Keep the fast weights at every so many updates and recompute the rest; 0 keeps all."""
     clip: float = 1.0
     """Highest norm of the rule's meta-gradient."""
+    order: Literal[1, 2] = 1
+    """Of the meta-gradient: 1 holds the inner gradients constant, 2 is exact, through them."""
+    mode: Mode = "reverse"
+    """"forward" carries the meta-gradient of order 1 along, through the whole article so far."""
     bfloat16: bool = True
     """Matrix products in bfloat16 where the hardware has it; everything else in float32."""
+
+    def __post_init__(self) -> None:
+        """Checks that the parts of the recipe fit."""
+        if self.order not in (1, 2) or self.mode not in ("reverse", "forward"):
+            raise ValueError(
+                "unknown meta-gradient; expected order 1 or 2 and mode 'reverse' or 'forward', "
+                f"found order {self.order} and mode {self.mode!r}; do change them"
+            )
+        if self.mode == "forward" and (self.order == 2 or self.checkpoint_every):
+            raise ValueError(
+                "forward mode has order 1 and needs no checkpoints; expected order 1 and "
+                f"checkpoint_every 0, found {self.order} and {self.checkpoint_every}; do change "
+                "them, or use mode 'reverse'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +169,14 @@ class MetaTraining:
         }
         self.state = model.initial_state(config.rows)
         self.rule_state = rule.initial_state(self.fast)
+        self.traces = None if config.mode == "reverse" else initial_traces(rule, self.fast)
 
     def step(self, index: int) -> dict[str, float]:
         """Reads `unroll` segments in every row and takes one step of the optimisers."""
+        with twice_differentiable() if self.config.order == 2 else nullcontext():
+            return self._step(index)
+
+    def _step(self, index: int) -> dict[str, float]:
         config = self.config
         self._begin_articles()
         device = self.model.embedding.weight.device
@@ -162,6 +191,10 @@ class MetaTraining:
             self.state,
             fast=self.fast,
             truncate=True,
+            order=config.order,
+            mode=config.mode,
+            traces=self.traces,
+            overwrite=config.mode == "forward",
             rule_state=self.rule_state,
             weights=[config.segment / tokens] * len(batches),
             segment=config.checkpoint_every or None,
@@ -169,9 +202,11 @@ class MetaTraining:
         self.optimizer.zero_grad(set_to_none=True)
         if self.model_optimizer is not None:
             self.model_optimizer.zero_grad(set_to_none=True)
-        unrolled.meta_loss.backward()
+        if unrolled.meta_loss.requires_grad:  # not where nothing that is learned precedes a loss
+            unrolled.meta_loss.backward()
         self.fast = {name: weight.detach() for name, weight in unrolled.fast.items()}
-        self.state, self.rule_state = unrolled.state, unrolled.rule_state
+        self.state, self.rule_state = unrolled.state, detach(unrolled.rule_state)
+        self.traces = unrolled.traces
         values = {"loss": unrolled.meta_loss.item(), "tokens": tokens}
         values |= self._optimise(index)
         values["fallbacks"] = float(self._fall_back())
@@ -186,8 +221,17 @@ class MetaTraining:
         if not entered:
             return
         with torch.no_grad():
-            set_rows(self.fast, entered, {name: self.slow[name] for name in self.fast})
-            set_rows(self.state, entered, start_of(self.state))
+            self._begin(entered)
+
+    def _begin(self, rows: Sequence[int]) -> None:
+        """Puts W_0 and fresh states into these rows, in place."""
+        set_rows(self.fast, rows, {name: self.slow[name] for name in self.fast})
+        set_rows(self.state, rows, start_of(self.state))
+        if self.rule_state is not None:
+            initial = self.rule.initial_state(select_rows(self.fast, rows[:1]))
+            set_rows(self.rule_state, rows, select_first(initial))
+        if self.traces is not None:
+            set_rows(self.traces, rows, dict.fromkeys(self.traces, 0.0))
 
     def _optimise(self, index: int) -> dict[str, float]:
         config = self.config
@@ -215,15 +259,15 @@ class MetaTraining:
 
     @torch.no_grad()
     def _fall_back(self) -> int:
-        """Puts rows whose fast weights are no longer finite back to W_0; says how many."""
+        """Puts rows with fast weights or traces that are not finite back to W_0; says how many."""
+        carried = [*self.fast.values(), *(self.traces or {}).values()]
         broken = [
             row
             for row in range(self.config.rows)
-            if not all(bool(weight[row].sum().isfinite()) for weight in self.fast.values())
+            if not all(bool(tensor[row].sum().isfinite()) for tensor in carried)
         ]
         if broken:
-            set_rows(self.fast, broken, {name: self.slow[name] for name in self.fast})
-            set_rows(self.state, broken, start_of(self.state))
+            self._begin(broken)
         return len(broken)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -235,6 +279,7 @@ class MetaTraining:
             "fast": self.fast,
             "state": self.state,
             "rule_state": self.rule_state,
+            "traces": self.traces,
             "passes": self.passes.state_dict(),
         }
         if self.model_optimizer is not None:
@@ -254,5 +299,6 @@ class MetaTraining:
         self.state = tuple(
             LayerState(*(part.to(device) for part in layer)) for layer in tree["state"]
         )
-        self.rule_state = tree["rule_state"]
+        self.rule_state = transform(tree["rule_state"], lambda part: part.to(device))
+        self.traces = transform(tree.get("traces"), lambda part: part.to(device))
         self.passes.load_state_dict(tree["passes"])

@@ -3,13 +3,14 @@
 A row is one article of a batch. Where every row has the same weights the fused kernel behind
 `torch.nn.LSTM` is fastest. Where a weight differs per row it is a batched product, which
 `row_recurrence.py` takes, forth and back. Both are twice differentiable on a CPU; on CUDA, torch
-has the second derivative of the fused kernel under `torch.backends.cudnn.flags(enabled=False)`.
+has the second derivative of the fused kernel without cuDNN alone (`twice_differentiable`).
 
 Shapes: `time`, `rows`, `inputs`, `hidden`; gates are ordered i, f, g, o as in `torch.nn.LSTM`.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,12 @@ class LayerState(NamedTuple):
 
     hidden: Tensor
     cell: Tensor
+
+
+def twice_differentiable() -> AbstractContextManager[None]:
+    """Where the fused kernel of CUDA is twice differentiable too, which cuDNN's is not."""
+    context: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=False)
+    return context
 
 
 def lstm_layer(

@@ -25,20 +25,38 @@ from metalm.meta.inner_problem import InnerProblem, Unrolled, inner_step, weight
 from metalm.meta.parameters import Parameters
 from metalm.meta.step_gradients import TraceSums
 from metalm.meta.step_rule import AbstractStepRule
+from metalm.meta.update_rule import AbstractUpdateRule
 
 
-def initial_traces(rule: AbstractStepRule, fast: Parameters) -> Parameters:
+def initial_traces(rule: AbstractUpdateRule, fast: Parameters) -> Parameters:
     """The traces T of rows that begin at W_0: zeros, for each tensor whose decay is learned.
 
     Args:
         rule: Whose decays are traced.
         fast: Fast weights, equal to W_0 in every row.
+
+    Raises:
+        ValueError: A rule without forward mode.
     """
     with torch.enable_grad():
-        decays = rule.coefficients().decays
+        decays = with_forward_mode(rule).coefficients().decays
     return {
         name: memory_like(weight).zero_() for name, weight in fast.items() if _leads(decays[name])
     }
+
+
+def with_forward_mode(rule: AbstractUpdateRule) -> AbstractStepRule:
+    """The rule itself.
+
+    Raises:
+        ValueError: It does not have the form that forward mode rests on.
+    """
+    if not isinstance(rule, AbstractStepRule):
+        raise ValueError(
+            "no forward mode of this rule; expected W <- W - s g + rho (W_0 - W), a rule under "
+            f"AbstractStepRule, found {type(rule).__name__}; do use mode='reverse'"
+        )
+    return rule
 
 
 def traced_steps(problem: InnerProblem) -> Unrolled:

@@ -14,7 +14,7 @@ import torch
 
 from metalm.meta.attach import attach
 from metalm.meta.fork import rebase
-from metalm.meta.forward_mode import traced_steps
+from metalm.meta.forward_mode import traced_steps, with_forward_mode
 from metalm.meta.inner_problem import (
     InnerProblem,
     Unrolled,
@@ -64,11 +64,7 @@ def _forward_method(order: int, rule: AbstractUpdateRule) -> Method:
             f"no forward mode of order {order}; expected order 1, found {order}; do use "
             "mode='reverse', which has both orders"
         )
-    if not isinstance(rule, AbstractStepRule):
-        raise ValueError(
-            "no forward mode of this rule; expected W <- W - s g + rho (W_0 - W), a rule under "
-            f"AbstractStepRule, found {type(rule).__name__}; do use mode='reverse'"
-        )
+    with_forward_mode(rule)
     return traced_steps
 
 
