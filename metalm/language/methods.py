@@ -12,7 +12,7 @@ from metalm.language.cache import CacheConfig
 from metalm.language.model import LanguageModel
 from metalm.meta.parameters import Parameters
 from metalm.meta.rules.gradient_descent import GradientDescent
-from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.meta.rules.kinds import LearnedRule
 from metalm.meta.rules.rms_decay import RmsDecay
 from metalm.meta.update_rule import AbstractUpdateRule
 
@@ -87,7 +87,7 @@ class TrainedModels:
 
     models: Mapping[str, LanguageModel]
     """control and joint."""
-    rules: Mapping[str, LearnedRates]
+    rules: Mapping[str, LearnedRule]
     """rule and joint."""
     rival_names: tuple[str, ...]
     """Parameters that dynamic evaluation adapts."""

@@ -22,7 +22,7 @@ from metalm.language.pretrained_config import PretrainedConfig, ReadingSettings
 from metalm.language.trained import empty_rule
 from metalm.language.vocabulary import END_OF_LINE, Vocabulary
 from metalm.meta.parameters import choose
-from metalm.meta.update_rule import AbstractUpdateRule
+from metalm.meta.rules.kinds import LearnedRule
 
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 """Where the package keeps the model that comes with it."""
@@ -36,7 +36,7 @@ class Pretrained:
 
     model: LanguageModel
     """W_0 and the rest, float32."""
-    rule: AbstractUpdateRule
+    rule: LearnedRule
     """How the fast weights learn."""
     vocabulary: Vocabulary
     """Text to tokens."""
@@ -196,7 +196,7 @@ class Pretrained:
         """The same weights as the evaluation takes them: the joint model and its rule alone."""
         return TrainedModels(
             models={"joint": self.model},
-            rules={"joint": self.rule},  # type: ignore[dict-item]
+            rules={"joint": self.rule},
             rival_names=(),
             statistics={},
         )

@@ -14,7 +14,7 @@ from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
 from metalm.language.statistics import gradient_rms
 from metalm.meta.parameters import Parameters, choose, split
-from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.meta.rules.kinds import LearnedRule
 from metalm.training.record import Progress
 from metalm.training.state import unpack
 
@@ -34,7 +34,7 @@ def load_trained(
         ValueError: a stage has not finished, a file is damaged, or the weights are of another size.
     """
     models: dict[str, LanguageModel] = {}
-    rules: dict[str, LearnedRates] = {}
+    rules: dict[str, LearnedRule] = {}
     for name in ("control", "joint"):
         if folder.has(name):
             models[name] = load_model(folder, name, config)
@@ -72,7 +72,7 @@ def load_model(folder: RunFolder, name: str, config: ExperimentConfig) -> Langua
 
 def load_rule(
     folder: RunFolder, name: str, config: ExperimentConfig, names: Iterable[str]
-) -> LearnedRates:
+) -> LearnedRule:
     """The update rule of a stage."""
     tree = unpack(*folder.load(name))
     rule = empty_rule(LanguageModel(config.model), config.rule, names)
@@ -83,7 +83,7 @@ def load_rule(
 
 def empty_rule(
     model: LanguageModel, config: RuleTrainingConfig, names: Iterable[str] | None = None
-) -> LearnedRates:
+) -> LearnedRule:
     """A rule of the form that a training has, for trained numbers to be put into.
 
     Args:

@@ -11,6 +11,7 @@ from metalm.adapt import AdaptiveReader
 from metalm.language.model import LanguageModel, ModelConfig
 from metalm.language.reading import Reader
 from metalm.meta.rules import GradientDescent, LearnedRates
+from metalm.meta.rules.kinds import learned_rule
 
 SEGMENT = 4
 
@@ -143,6 +144,24 @@ def test_texts_read_together_are_read_as_one_by_one(reader, texts, together):
     expected = reader.read_texts(onward, [r.state for r in alone])
     for one, other in zip(expected, further, strict=True):
         np.testing.assert_allclose(one.nats, other.nats, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["rates", "gated", "lstm"])
+def test_learned_rules_with_memories_of_their_own(recurrent, texts, kind):
+    """Alone, together and in parts; the learned rates alone say what untrained networks give."""
+    rms = {name: torch.rand_like(weight) + 0.01 for name, weight in recurrent.named_parameters()}
+    rates = LearnedRates.from_krause(rms, 0.1, 0.03, 0.2)
+    rule = learned_rule(kind, rates).requires_grad_(False)
+    reader = AdaptiveReader(recurrent, rule, segment=SEGMENT, start_token=2)
+    alone = reader.read_texts(texts)
+    plain = reader.with_rule(rates).read_texts(texts)
+    together = reader.read_texts(texts, together=3)
+    for one, other, expected in zip(alone, together, plain, strict=True):
+        np.testing.assert_allclose(one.nats, expected.nats, rtol=1e-6)
+        np.testing.assert_allclose(one.nats, other.nats, rtol=1e-6)
+    first, state = reader.read(texts[0][:8])
+    second, _ = reader.read(texts[0][8:], state)
+    np.testing.assert_array_equal(np.concatenate((first, second)), alone[0].nats)
 
 
 def test_the_model_is_left_as_it_was(reader, texts):

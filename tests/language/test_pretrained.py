@@ -25,6 +25,8 @@ from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
 from metalm.language.tuning import Trial, trial_to_json
 from metalm.language.vocabulary import closed_words
+from metalm.meta.rules import LearnedRates
+from metalm.meta.rules.kinds import learned_rule
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALES = {"rate_scale": 1.3, "decay_scale": 0.6}
@@ -187,6 +189,30 @@ def test_statistics_in_four_bits():
         spread = rows.amax(1) - rows.amin(1)
         error = (found.clamp(min=1e-30).flatten(1).log() - rows).abs().amax(1)
         assert (error <= spread / 30 + 1e-4).all(), name  # half of a fifteenth
+
+
+@pytest.mark.parametrize("kind", ["rates", "gated", "lstm"])
+def test_every_kind_of_rule_keeps_what_it_learned(kind):
+    torch.manual_seed(7)
+    rms = {"a.weight": torch.rand(6, 5) * 1e-3 + 1e-4, "a.bias": torch.rand(6) * 1e-3}
+
+    def build(statistics):
+        rates = LearnedRates.from_krause(statistics, 2e-4, 1e-3, 5e-4, "row")
+        return learned_rule(kind, rates).requires_grad_(False)
+
+    rule = build(rms)
+    for parameter in rule.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    empty, fresh = torch.nn.Identity(), build({n: torch.ones_like(t) for n, t in rms.items()})
+    compact.restore(empty, fresh, compact.exact(empty, rule))
+    for name, tensor in rule.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], tensor)
+    rounded = build({n: torch.ones_like(t) for n, t in rms.items()})
+    compact.restore(empty, rounded, compact.compact(empty, rule))
+    for name, parameter in rule.named_parameters():
+        assert torch.equal(rounded.get_parameter(name), parameter)
+    for name, buffer in rule.named_buffers():
+        torch.testing.assert_close(rounded.get_buffer(name), buffer, rtol=0.12, atol=0)
 
 
 def test_files_in_the_manner_of_the_hub(model, saved):
