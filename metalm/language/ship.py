@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 import json
 import shlex
 import shutil
@@ -22,7 +23,6 @@ from typing import Any
 
 import torch
 
-from metalm import __version__
 from metalm.language.configuration import from_json
 from metalm.language.presets import PRESETS, ExperimentConfig
 from metalm.language.pretrained import SHIPPED, Pretrained
@@ -94,7 +94,7 @@ def pretrained_of(run: RunFolder, command: str | None = None) -> Pretrained:
                 command=command or command_of(config),
                 seed=config.seed,
                 corpus=Path(config.data.source).name,
-                version=__version__,
+                version=importlib.metadata.version("metalm"),
             ),
         ),
     )
