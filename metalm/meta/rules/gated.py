@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from metalm.meta.parameters import Parameters
+from metalm.meta.rules import gate_kernels
+from metalm.meta.rules.gate_kernels import GateStep
 from metalm.meta.rules.in_chunks import Operands, in_chunks
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.rules.rates_with_network import AbstractRatesWithNetwork, Sizes, by_unit
@@ -147,23 +149,56 @@ class Gated(AbstractRatesWithNetwork):
         new: Parameters = {}
         means: list[Tensor] = []
         for name, home in slow.items():
-            weight = by_unit(fast[name], home)
-            operands = Operands(
-                [weight, by_unit(gradients[name], home)],
-                [home.reshape(-1), *(kind[name].reshape(-1) for kind in sizes)],
-                [at_row, self.from_coordinate, self.mean_rms]
-                + ([] if self.out is None else [self.out]),
-            )
-            (moved,), total = in_chunks(
-                partial(_move, sees=self.sees),
-                operands,
-                _CHUNK // len(weight),
-                [weight] if overwrite and fast[name].is_contiguous() else (),
+            flat = [by_unit(tensor, home)[0] for tensor in (home, *(kind[name] for kind in sizes))]
+            moved, total = self._move_tensor(
+                by_unit(fast[name], home),
+                by_unit(gradients[name], home),
+                flat,
+                at_row,
+                overwrite and fast[name].is_contiguous(),
             )
             new[name] = moved.view(fast[name].shape)
             means.append(total / home.numel())
         gates = torch.stack(means, 1).reshape(*shape, len(means), 2)
         return new, _remembered(state) | {"gates": gates}
+
+    def _move_tensor(
+        self,
+        weight: Tensor,
+        gradient: Tensor,
+        flat: Sequence[Tensor],
+        at_row: Tensor,
+        overwrite: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """W_{t+1} of one tensor, ``[rows, coordinates]``, and the sums of its gates."""
+        if self.out is None:
+            slow, rate, decay, scale = flat
+            seen = self._with_unseen()
+            step = GateStep(weight, gradient, slow, rate, decay, scale, at_row, seen, self.mean_rms)
+            if gate_kernels.fits(step):
+                return gate_kernels.move(step, overwrite)
+        (moved,), total = in_chunks(
+            partial(_move, sees=self.sees),
+            Operands(
+                [weight, gradient],
+                flat,
+                [at_row, self.from_coordinate, self.mean_rms]
+                + ([] if self.out is None else [self.out]),
+            ),
+            _CHUNK // len(weight),
+            [weight] if overwrite else (),
+        )
+        return moved, total
+
+    def _with_unseen(self) -> Tensor:
+        """C with a column of zeros for each feature that is not seen."""
+        if len(self.sees) == len(OF_COORDINATES):
+            return self.from_coordinate
+        columns = self.from_coordinate.new_zeros(2, len(OF_COORDINATES))
+        at = [OF_COORDINATES.index(name) for name in self.sees]
+        return columns.index_copy(
+            1, torch.tensor(at, dtype=torch.int64, device=columns.device), self.from_coordinate
+        )
 
 
 def _of_row(state: GateState, names: Sequence[str]) -> Tensor:
