@@ -27,7 +27,7 @@ ARROWS = {
 PACKAGES = {
     "metalm/meta": {"torch", "numpy", "numba"},
     "metalm/training": {"torch", "safetensors", "tqdm"},
-    "metalm/analysis": {"numpy", "matplotlib", "rich"},
+    "metalm/analysis": {"numpy", "matplotlib", "plotly", "rich"},
     "metalm/adapt": {"torch", "numpy"},
 }
 

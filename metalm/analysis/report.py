@@ -1,10 +1,11 @@
-"""The report of one evaluation: results.json, plots, and report.md that shows both."""
+"""The report of one evaluation: results.json, report.html, and report.md with plots as files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metalm.analysis.appearance import save_figure
+from metalm.analysis.html_page import build_page
 from metalm.analysis.plain_text import in_markdown
 from metalm.analysis.plots import CAPTIONS, draw_all
 from metalm.analysis.results import SCHEMA, Results, as_json, compute, mode_as_json
@@ -20,6 +21,12 @@ from metalm.analysis.tables import (
     summary_grid,
     to_markdown,
 )
+from metalm.analysis.traces import Trace
+
+Traces = Mapping[str, Sequence[Trace]]
+"""Reading mode -> what was recorded while reading in it."""
+
+PAGE = "report.html"
 
 
 def write_report(
@@ -29,8 +36,10 @@ def write_report(
     configuration: Mapping[str, object],
     cost: Mapping[str, Cost],
     command: str,
+    title: str | None = None,
+    traces: Traces | None = None,
 ) -> Path:
-    """Write results.json, plots/*.png and *.svg, and report.md.
+    """Write results.json, report.html, plots/*.png and *.svg, and report.md.
 
     Args:
         scores: reading mode (such as "reset" and "carry") -> the scores of the split in that mode.
@@ -39,24 +48,57 @@ def write_report(
         cost: reading mode -> method -> {"tokens_per_second", "peak_memory_bytes", "fallbacks"},
             each optional; other keys only reach results.json. May be empty.
         command: the command line that gave these results.
+        title: what report.html is called; by default after the folder.
+        traces: reading mode -> curves recorded while reading, which report.html shows.
 
     Returns:
         The path of report.md.
 
     Raises:
-        ValueError: if there are no reading modes, or cost names one that was not scored.
+        ValueError: if there are no reading modes, or cost or traces name one that was not scored.
     """
-    if not scores:
-        raise ValueError(
-            "there is nothing to report; expected scores of at least one reading mode, found none; "
-            "pass a mapping such as {'reset': scores}"
-        )
-    if not set(cost) <= set(scores):
-        raise ValueError(
-            f"cost names reading modes without scores; expected some of {sorted(scores)}, found "
-            f"{sorted(cost)}; cost maps a reading mode to its methods' costs"
-        )
     target = Path(folder)
+    results = _write_page(scores, target, configuration, cost, command, title, traces)
+    names = []
+    for name, figure in draw_all(results):
+        save_figure(figure, target / "plots" / name)
+        names.append(name)
+    page = target / "report.md"
+    write_at_once(page, _page(results, names, configuration, cost, command).encode())
+    return page
+
+
+def write_page(
+    scores: Mapping[str, Scores],
+    folder: str | Path,
+    *,
+    configuration: Mapping[str, object],
+    cost: Mapping[str, Cost],
+    command: str,
+    title: str | None = None,
+    traces: Traces | None = None,
+) -> Path:
+    """Write results.json and report.html only; everything else as in `write_report`.
+
+    Returns:
+        The path of report.html.
+    """
+    target = Path(folder)
+    _write_page(scores, target, configuration, cost, command, title, traces)
+    return target / PAGE
+
+
+def _write_page(
+    scores: Mapping[str, Scores],
+    target: Path,
+    configuration: Mapping[str, object],
+    cost: Mapping[str, Cost],
+    command: str,
+    title: str | None,
+    traces: Traces | None,
+) -> dict[str, Results]:
+    _check(scores, cost, "cost")
+    _check(scores, traces or {}, "traces")
     results = {mode: compute(of_mode) for mode, of_mode in scores.items()}
     document = {
         "schema": SCHEMA,
@@ -67,13 +109,29 @@ def write_report(
     }
     content = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=True)
     write_at_once(target / "results.json", content.encode())
-    names = []
-    for name, figure in draw_all(results):
-        save_figure(figure, target / "plots" / name)
-        names.append(name)
-    page = target / "report.md"
-    write_at_once(page, _page(results, names, configuration, cost, command).encode())
-    return page
+    page = build_page(
+        results,
+        title=title or f"{target.resolve().parent.name}: {target.name}",
+        configuration=configuration,
+        cost=cost,
+        command=command,
+        traces=traces,
+    )
+    write_at_once(target / PAGE, page.encode())
+    return results
+
+
+def _check(scores: Mapping[str, Scores], given: Mapping[str, object], name: str) -> None:
+    if not scores:
+        raise ValueError(
+            "there is nothing to report; expected scores of at least one reading mode, found none; "
+            "pass a mapping such as {'reset': scores}"
+        )
+    if not set(given) <= set(scores):
+        raise ValueError(
+            f"{name} names reading modes without scores; expected some of {sorted(scores)}, found "
+            f"{sorted(given)}; {name} maps a reading mode to what belongs to its methods"
+        )
 
 
 def _page(
@@ -96,7 +154,8 @@ def _page(
         parts += [to_markdown(articles_grid(of_mode.scores, mode))]
     settings = json.dumps(as_json(configuration), indent=2, allow_nan=False)
     parts += ["## Configuration\n", _code(settings)]
-    parts += ["All numbers are in [results.json](results.json), which documents its own fields.\n"]
+    parts += ["All numbers are in [results.json](results.json), which documents its own fields; "]
+    parts[-1] += "[report.html](report.html) has the curves to explore and every word's loss.\n"
     return "\n".join(parts)
 
 

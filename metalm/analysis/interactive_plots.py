@@ -1,0 +1,386 @@
+"""The curves of the page: plotly figures of one reading mode, without colours of the page itself.
+
+Text in a figure is read by plotly as a subset of HTML: names and titles are escaped before.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import plotly.graph_objects as go
+
+from metalm.analysis.appearance import Look, count_text, side_by_side
+from metalm.analysis.bootstrap import Interval
+from metalm.analysis.plain_text import shown
+from metalm.analysis.plots import CAPTIONS
+from metalm.analysis.position_plots import GAIN_LABEL, RIVAL_LABEL
+from metalm.analysis.positions import ByPosition
+from metalm.analysis.results import Json, Results, as_json
+from metalm.analysis.scores import STATIC, FloatArray
+from metalm.analysis.succession import Succession, letter
+from metalm.analysis.traces import Trace
+
+MOST_POINTS = 700
+SYMBOLS = {
+    "o": "circle",
+    "s": "square",
+    "^": "triangle-up",
+    "D": "diamond",
+    "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+    "<": "triangle-left",
+    ".": "circle",
+}
+DASHES = {"-": "solid", "--": "dash", ":": "dot"}
+# A line each for the tensors or gates of a method, told apart in this order.
+TRACE_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+Captioned: TypeAlias = tuple[str, str, str, go.Figure]
+"""Name, heading, caption and figure."""
+
+
+class Chart(NamedTuple):
+    """One interactive figure, and what the page says about it."""
+
+    name: str
+    """Names the kind of figure, the same in every reading mode."""
+    title: str
+    """Heading."""
+    caption: str
+    """What it shows."""
+    figure: Json
+    """Data and layout, as plotly.js takes them."""
+
+
+def charts(results: Results, drawn: Mapping[str, Look], traces: Sequence[Trace]) -> list[Chart]:
+    """Every figure that the results of one reading mode allow.
+
+    Args:
+        results: what was computed about the mode.
+        drawn: method -> how it is drawn.
+        traces: what was recorded while reading in this mode; may be empty.
+    """
+    adaptive = bool(results.scores.adaptive)
+    made = [*(_by_position(results, drawn) if adaptive else ())]
+    made += [_captioned("perplexity_by_position", _perplexities(results.by_position, drawn))]
+    made += [*(_by_article_and_word(results, drawn) if adaptive else ())]
+    made += _recorded(results.succession, drawn, traces)
+    return [Chart(name, title, caption, _plain(figure)) for name, title, caption, figure in made]
+
+
+def _by_position(results: Results, drawn: Mapping[str, Look]) -> Iterator[Captioned]:
+    cohort, rivals = results.by_position_cohort, results.by_position_rivals
+    yield _captioned("gain_by_position", _gains(results.by_position, drawn, GAIN_LABEL))
+    if cohort is not None:
+        yield _captioned("gain_by_position_cohort", _gains(cohort, drawn, GAIN_LABEL))
+    if rivals is not None:
+        yield _captioned("gain_over_rival_by_position", _gains(rivals, drawn, RIVAL_LABEL))
+
+
+def _by_article_and_word(results: Results, drawn: Mapping[str, Look]) -> Iterator[Captioned]:
+    yield _captioned("gain_along_articles", _along(results, drawn), _letters(results))
+    yield _captioned("gain_by_article", _by_article(results, drawn), _PICK)
+    yield _captioned("gain_seen_and_new", _seen(results, drawn))
+
+
+_PICK = " Click on a mark to read the article."
+
+
+def _captioned(name: str, figure: go.Figure, more: str = "") -> Captioned:
+    return name, CAPTIONS[name].title, html.unescape(CAPTIONS[name].text) + more, figure
+
+
+def _letters(results: Results) -> str:
+    course = results.succession
+    named = (f"{letter(i)}: {shown(title)}" for i, title in enumerate(course.titles))
+    return f" Mean over {course.window:,} words. " + "; ".join(named) + "."
+
+
+def in_figure(text: str, limit: int = 48) -> str:
+    """Untrusted text on one line, in which plotly finds no markup.
+
+    Example:
+        >>> in_figure("<b>a</b> & b")
+        '&lt;b&gt;a&lt;/b&gt; &amp; b'
+    """
+    return html.escape(shown(text, limit), quote=False)
+
+
+def _perplexities(bins: ByPosition, drawn: Mapping[str, Look]) -> go.Figure:
+    figure = _figure("perplexity per word", "position of the word in its article (words)")
+    places = np.arange(len(bins.num_words))
+    for method, values in bins.perplexity.items():
+        figure.add_trace(
+            _line(method, places, values, drawn[method], in_figure(method), text=_bin_texts(bins))
+        )
+    _name_logarithms(figure, "y", [v for values in bins.perplexity.values() for v in values])
+    _name_places(figure, bins.labels)
+    return figure
+
+
+def _gains(bins: ByPosition, drawn: Mapping[str, Look], label: str) -> go.Figure:
+    figure = _figure(label, "position of the word in its article (words)")
+    shifts = side_by_side(len(bins.gain))
+    for shift, (method, gains) in zip(shifts, bins.gain.items(), strict=True):
+        places = np.arange(len(gains)) + shift
+        name = _legend_name(method, bins.against[method])
+        texts = [
+            f"{text}<br>{_bounds(interval)}"
+            for text, interval in zip(_bin_texts(bins), gains, strict=True)
+        ]
+        estimates = [gain.estimate for gain in gains]
+        line = _line(method, places, estimates, drawn[method], name, text=texts)
+        figure.add_trace(line.update(error_y=_error_bars(gains, drawn[method])))
+    _name_places(figure, bins.labels)
+    _draw_zero(figure)
+    return figure
+
+
+def _bin_texts(bins: ByPosition) -> list[str]:
+    return [
+        f"words {label}: {num_words:,} words of {num_articles:,} articles"
+        for label, num_words, num_articles in zip(
+            bins.labels, bins.num_words, bins.num_articles, strict=True
+        )
+    ]
+
+
+def _seen(results: Results, drawn: Mapping[str, Look]) -> go.Figure:
+    seen, ago = results.by_seen, results.by_last_use
+    figure = _figure(GAIN_LABEL, "words since the last use in the article")
+    labels = [*seen.groups[:2], *ago.groups]
+    counts = [*seen.num_words[:2], *ago.num_words]
+    for shift, method in zip(side_by_side(len(seen.gain)), seen.gain, strict=True):
+        gains = [*seen.gain[method][:2], *ago.gain[method]]
+        present = [(n, gain) for n, gain in enumerate(gains) if gain is not None]
+        line = _line(
+            method,
+            [n + shift for n, _ in present],
+            [gain.estimate for _, gain in present],
+            drawn[method],
+            _legend_name(method, results.scores.baselines[method]),
+            text=[f"{labels[n]}: {counts[n]:,} words<br>{_bounds(gain)}" for n, gain in present],
+        )
+        intervals = [gain for _, gain in present]
+        line.update(mode="markers", error_y=_error_bars(intervals, drawn[method]))
+        figure.add_trace(line)
+    _name_places(figure, [f"{a}<br>{count_text(n)}" for a, n in zip(labels, counts, strict=True)])
+    _draw_zero(figure)
+    figure.add_vline(1.5, line={"width": 1, "dash": "dot", "color": GRID})
+    return figure
+
+
+def _along(results: Results, drawn: Mapping[str, Look]) -> go.Figure:
+    course = results.succession
+    figure = _figure("gain over static (nats per word)", "words read")
+    for method, gains in course.gain.items():
+        places, values = _with_gaps(course, gains)
+        name = _legend_name(method, results.scores.baselines[method])
+        line = _line(method, places, values, drawn[method], name).update(mode="lines")
+        figure.add_trace(line.update(hovertemplate=_hover("word %{x:,}: %{y:.3f}", name)))
+    _name_articles(figure, course)
+    _draw_zero(figure)
+    return figure
+
+
+def _with_gaps(course: Succession, values: FloatArray) -> tuple[list[int], list[float | None]]:
+    """Some of the points of each article, with a gap between two articles."""
+    step = max(1, int(course.boundaries[-1]) // MOST_POINTS)
+    places: list[int] = []
+    chosen: list[float | None] = []
+    for start, end in course.spans:
+        within = range(start, end, step)
+        places += [*within, end]
+        chosen += [*(float(values[place]) for place in within), None]
+    return places, chosen
+
+
+def _by_article(results: Results, drawn: Mapping[str, Look]) -> go.Figure:
+    scores = results.scores
+    figure = _figure(GAIN_LABEL, "words in the article")
+    titles = [in_figure(article.title) for article in scores.articles]
+    for method in scores.adaptive:
+        saved = (scores.nats(scores.baselines[method]) - scores.nats(method)) / scores.num_words
+        name = _legend_name(method, scores.baselines[method])
+        line = _line(method, scores.num_words, saved, drawn[method], name, text=titles)
+        line.update(
+            mode="markers",
+            opacity=0.85,
+            customdata=list(range(len(titles))),
+            hovertemplate=_hover("%{text}<br>%{x:,} words: %{y:.3f}", name),
+        )
+        figure.add_trace(line)
+    _name_logarithms(figure, "x", scores.num_words, (1, 2, 5))
+    _draw_zero(figure)
+    return figure
+
+
+def _recorded(
+    course: Succession, drawn: Mapping[str, Look], traces: Sequence[Trace]
+) -> Iterator[Captioned]:
+    """A figure a quantity; a line a method and tensor or gate, along the articles A, B, C ..."""
+    for quantity in dict.fromkeys(trace.quantity for trace in traces):
+        among = [trace for trace in traces if trace.quantity == quantity]
+        names = list(dict.fromkeys(trace.name for trace in among))
+        figure = _figure(quantity.label, "words read")
+        for trace in among:
+            places: list[float] = []
+            values: list[float | None] = []
+            for start, words, value in zip(
+                course.boundaries[:-1], trace.words, trace.values, strict=False
+            ):
+                places += [*(int(start) + words).tolist(), float(start) + 0.5]
+                values += [*np.asarray(value, np.float64).tolist(), None]
+            name = f"{in_figure(trace.method)}: {in_figure(trace.name)}"
+            line = _line(trace.method, places, values, drawn[trace.method], name)
+            line.update(mode="lines", showlegend=True)
+            line.line.dash = TRACE_DASHES[names.index(trace.name) % len(TRACE_DASHES)]
+            figure.add_trace(line.update(hovertemplate=_hover("word %{x:,}: %{y:.3g}", name)))
+        _name_articles(figure, course)
+        yield f"recorded_{quantity.key}", quantity.title, quantity.text, figure
+
+
+# Colours that the page replaces by its own, which depend on the reader's scheme (page/charts.js).
+INK, GRID = "#333333", "#8A8A8A"
+
+
+def _figure(vertical: str, horizontal: str) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        template=None,
+        hovermode="closest",
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        showlegend=True,
+        margin={"l": 8, "r": 8, "t": 24, "b": 8},
+        hoverlabel={"namelength": -1, "align": "left"},
+        xaxis={"title": {"text": horizontal}, "automargin": True, "zeroline": False},
+        yaxis={"title": {"text": vertical}, "automargin": True, "zeroline": False},
+    )
+    return figure
+
+
+def _line(
+    method: str,
+    places: Sequence[float] | np.ndarray[Any, Any],
+    values: Sequence[float | None] | np.ndarray[Any, Any],
+    look: Look,
+    name: str,
+    text: Sequence[str] | None = None,
+) -> go.Scatter:
+    return go.Scatter(
+        meta=method,
+        showlegend=False,
+        x=_rounded(places),
+        y=_rounded(values),
+        text=text,
+        name=name,
+        mode="lines+markers",
+        line={"color": look.colour, "dash": DASHES[look.dashes], "width": 2},
+        marker={
+            "color": look.colour,
+            "size": 8,
+            "symbol": symbol(look),
+        },
+        hovertemplate=_hover("%{text}<br>%{y:.4g}", name),
+    )
+
+
+def symbol(look: Look) -> str:
+    """Plotly's name of a method's marker."""
+    return SYMBOLS[look.marker] + ("-open" if look.face == "white" else "")
+
+
+def _hover(content: str, name: str) -> str:
+    # A percent sign followed by a brace would be read as a place for a value.
+    return f"<b>{name.replace('%{', '% {')}</b><br>{content}<extra></extra>"
+
+
+def _rounded(values: Sequence[float | None] | np.ndarray[Any, Any]) -> list[float | None]:
+    """Five digits: finer than any screen."""
+    return [None if v is None or not np.isfinite(v) else float(f"{v:.5g}") for v in values]
+
+
+def _error_bars(intervals: Sequence[Interval], look: Look) -> dict[str, object]:
+    above = [None if i.high is None else i.high - i.estimate for i in intervals]
+    below = [None if i.low is None else i.estimate - i.low for i in intervals]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": _rounded(above),
+        "arrayminus": _rounded(below),
+        "thickness": 1.3,
+        "width": 0,
+        "color": look.colour,
+    }
+
+
+def _bounds(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return "no interval: too few articles"
+    return f"95 % interval {interval.low:.3f} to {interval.high:.3f}"
+
+
+def _legend_name(method: str, against: str) -> str:
+    name = in_figure(method)
+    return name if against == STATIC else f"{name} (over {in_figure(against)})"
+
+
+def _name_places(figure: go.Figure, labels: Sequence[str]) -> None:
+    figure.update_xaxes(
+        tickmode="array", tickvals=list(range(len(labels))), ticktext=list(labels), showgrid=False
+    )
+    figure.update_xaxes(range=[-0.5, len(labels) - 0.5])
+
+
+def _name_articles(figure: go.Figure, course: Succession) -> None:
+    for boundary in course.boundaries[1:-1]:
+        figure.add_vline(int(boundary), line={"width": 1, "dash": "dot", "color": GRID})
+    for index, (start, end) in enumerate(course.spans):
+        figure.add_annotation(
+            x=(start + end) / 2,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            text=f"<b>{letter(index)}</b>",
+            hovertext=in_figure(course.titles[index]),
+            showarrow=False,
+        )
+    figure.update_xaxes(range=[0, int(course.boundaries[-1])], showgrid=False, tickformat=",")
+
+
+def _name_logarithms(
+    figure: go.Figure,
+    axis: str,
+    values: Sequence[float] | np.ndarray[Any, Any],
+    leading: Sequence[float] = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
+) -> None:
+    """A logarithmic axis with round numbers on it, as plain numbers."""
+    low, high = float(np.min(values)), float(np.max(values))
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in leading]
+    ticks = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
+    figure.update_layout(
+        {
+            f"{axis}axis": {
+                "type": "log",
+                "tickmode": "array",
+                "tickvals": ticks,
+                "ticktext": [f"{tick:,g}" for tick in ticks],
+            }
+        }
+    )
+
+
+def _draw_zero(figure: go.Figure) -> None:
+    figure.add_hline(0, line={"width": 1, "color": INK})
+
+
+def _plain(figure: go.Figure) -> Json:
+    content = figure.to_plotly_json()
+    content["layout"].pop("template", None)
+    return as_json({"data": content["data"], "layout": content["layout"]})
