@@ -4,13 +4,17 @@
     python evaluate.py runs/python-docs --split valid
     python evaluate.py runs/python-docs --tune                  # only choose settings
     python evaluate.py runs/wikitext-2 --data FOLDER            # other text, with its tokenizer
+    python evaluate.py runs/wikitext-2 --text FILE ...          # any .txt or .md files, at once
+    python evaluate.py --text FILE ...                          # with the model of the package
 
 Settings are tuned on validation articles of the run's own data, once, before anything is scored.
+The report is a page, report.html, that opens in any browser, offline.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,9 +23,11 @@ from pathlib import Path
 import torch
 
 from data_prep.corpora import prepare
+from data_prep.own_text import read_texts
 from metalm.language.articles import open_corpus
 from metalm.language.configuration import from_json
 from metalm.language.experiment import MODES, SPLITS, evaluate, tune_run
+from metalm.language.own_texts import evaluate_texts, reader_of_pretrained, reader_of_run
 from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
 from metalm.language.vocabulary import Vocabulary
@@ -48,7 +54,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", help="folder that train.py wrote")
+    parser.add_argument(
+        "run",
+        nargs="?",
+        help="folder that train.py wrote; for --text also a saved model (default: the package's)",
+    )
     parser.add_argument("--data", help="another corpus (name or path); default: the run's own")
     parser.add_argument("--split", default="test", choices=SPLITS, help="which articles are scored")
     parser.add_argument(
@@ -58,12 +68,29 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=0, help="processor threads (default: torch's choice)"
     )
-    return parser.parse_args(arguments)
+    parser.add_argument("--text", nargs="+", type=Path, help="score these .txt or .md files")
+    parser.add_argument("--out", type=Path, help="where the report of --text goes")
+    options = parser.parse_args(arguments)
+    _check(parser, options)
+    return options
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses options that do not go together."""
+    if options.text is None:
+        if options.run is None:
+            parser.error("which run? expected a folder that train.py wrote")
+        if options.out is not None:
+            parser.error("--out goes with --text; other reports lie in the run's folder")
+    elif options.data is not None or options.tune or options.modes is not None:
+        parser.error("--text reads files as they are; it does not go with --data, --tune, --modes")
 
 
 def run(options: argparse.Namespace, command: str) -> Path:
     """Loads the run and its data, and evaluates; returns the report, or the run once tuned."""
     keep_freed_memory()
+    if options.text is not None:
+        return run_texts(options, command)
     folder = RunFolder(options.run)
     config = from_json(ExperimentConfig, folder.read_configuration())
     threads = options.threads or config.threads
@@ -91,6 +118,23 @@ def run(options: argparse.Namespace, command: str) -> Path:
         command=command,
         other=other,
     )
+
+
+def run_texts(options: argparse.Namespace, command: str) -> Path:
+    """Reads single files with a run's models, or with a saved one; returns the page."""
+    texts = [(article.title, article.text) for article in read_texts(options.text)]
+    name = re.sub(r"[^\w.-]+", "-", options.text[0].stem)
+    name += f"-and-{len(texts) - 1}-more" if len(texts) > 1 else ""
+    is_run = options.run is not None and (Path(options.run) / "configuration.json").exists()
+    if options.threads > 0:
+        torch.set_num_threads(options.threads)
+    reader = (
+        reader_of_run(RunFolder(options.run))
+        if is_run
+        else reader_of_pretrained(options.run or "shipped")
+    )
+    folder = (Path(options.run) if is_run else Path()) / f"report-text-{name}"
+    return evaluate_texts(reader, texts, options.out or folder, command=command)
 
 
 def prepare_data(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,21 @@ def find_text_files(folder: Path) -> list[Path]:
         if path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+def read_texts(paths: Sequence[Path]) -> list[TextArticle]:
+    """Single text files, one article each, with the file's name without its suffix as the title.
+
+    Raises:
+        ValueError: a file is missing, is not .txt or .md, is not UTF-8, or has no words.
+    """
+    for path in paths:
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            raise ValueError(
+                f"{path} is not a text; expected a file that ends in {' or '.join(SUFFIXES)}, "
+                f"found {'another ending' if path.is_file() else 'no such file'}; check the path"
+            )
+    return list(_read_files([(path.name, path) for path in paths]))
 
 
 def folder_source(folder: Path, paths: list[Path]) -> TextSource:

@@ -103,6 +103,7 @@ def test_from_own_text_to_the_report(trained, in_trained):
     assert finite(results)
     assert (report / "report.md").exists()
     assert list((report / "plots").glob("*.png"))
+    assert "text-0" in (report / "report.html").read_text(encoding="utf-8")
     for name in ("base", "control", "rule", "joint"):
         assert (in_trained / f"{name}.safetensors").exists()
         assert (in_trained / f"stages/{name}/metrics.jsonl").exists()
@@ -138,6 +139,89 @@ def test_another_text_is_read_with_the_tokenizer_of_the_run(evaluate, in_trained
     results = json.loads((report / "results.json").read_text())
     assert finite(results)
     assert (in_trained / "report-test/results.json").read_bytes() == own
+
+
+def test_single_texts_are_scored_as_a_corpus_of_them_is(evaluate, in_trained, capsys):
+    """The test article of a corpus, given as a file: every method pays the same for it."""
+    corpus = in_trained.parent / "three texts"
+    corpus.mkdir()
+    for number in range(3):
+        (corpus / f"{number}.md").write_text("a cat sees <b> the old zebra\n" * (3 + number))
+    assert evaluate.main(["run", "--data", "three texts", "--modes", "reset"]) == 0
+    (report,) = in_trained.glob("report-three-texts*")
+    expected = json.loads((report / "results.json").read_text())["modes"]["reset"]
+    (article,) = expected["articles"]
+    capsys.readouterr()
+    assert evaluate.main(["run", "--text", f"three texts/{article['title']}.md"]) == 0
+    page = Path(capsys.readouterr().out.splitlines()[-1])
+    assert page == Path(f"run/report-text-{article['title']}/report.html")
+    found = json.loads(page.with_name("results.json").read_text())["modes"]["reset"]
+    assert set(found["methods"]) <= set(expected["methods"])
+    assert {"static", "dynamic evaluation (RMS)", "metalm", "metalm + cache"} <= set(
+        found["methods"]
+    )
+    (scored,) = found["articles"]
+    assert scored["num_words"] == article["num_words"]
+    for method in found["methods"]:
+        assert scored["perplexity"][method] == pytest.approx(article["perplexity"][method])
+    assert "<b>" not in page.read_text(encoding="utf-8").split("<script")[0]
+
+
+def test_single_texts_need_neither_tuning_nor_the_training_text(
+    evaluate, trained, tmp_path, monkeypatch
+):
+    shutil.copytree(trained[0] / "run", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    for path in [*Path("run").glob("tuning-*"), *Path("run").glob("statistics-*")]:
+        path.unlink()
+    for number in range(2):
+        Path(f"{number}.txt").write_text("the old cat\n" * 4)
+    assert evaluate.main(["run", "--text", "0.txt", "1.txt", "--out", "here"]) == 0
+    found = json.loads(Path("here/results.json").read_text())["modes"]["reset"]
+    assert found["methods"] == ["static", "metalm"]
+    # Each is read for itself: the second text is no easier for the first.
+    first, second = (article["perplexity"] for article in found["articles"])
+    assert first == second
+
+
+def test_single_texts_are_read_with_the_model_of_the_package(evaluate, here):
+    Path("own.txt").write_text("The cat sees the dog .\n")
+    assert evaluate.main(["--text", "own.txt"]) == 0
+    found = json.loads(Path("report-text-own/results.json").read_text())["modes"]["reset"]
+    assert found["methods"] == ["static", "metalm", "metalm + cache"]
+    assert found["num_words"] == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--text", "none.txt"], "none.txt is not a text; expected a file that ends in .txt or"),
+        (["--text", "text.pdf"], "found another ending"),
+        (["--text", "empty.txt"], "an article is empty"),
+        (["nowhere", "--text", "own.txt"], "there is no model 'nowhere'"),
+    ],
+)
+def test_what_is_no_text_or_no_model(evaluate, here, capsys, words, message):
+    Path("text.pdf").write_text("a")
+    Path("own.txt").write_text("a")
+    Path("empty.txt").write_text(" \n")
+    assert evaluate.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "which run?"),
+        (["run", "--out", "x"], "--out goes with --text"),
+        (["run", "--text", "a.txt", "--tune"], "does not go with --data, --tune, --modes"),
+    ],
+)
+def test_options_that_do_not_go_together(evaluate, capsys, words, message):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(words)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_run_whose_vocabulary_is_another_one(evaluate, trained, tmp_path, monkeypatch, capsys):

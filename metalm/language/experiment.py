@@ -20,12 +20,12 @@ from metalm.language.articles import ArticleSet, Corpus
 from metalm.language.evaluation import Scored, Trials, compared_methods, score_split, tune_all
 from metalm.language.methods import TrainedModels
 from metalm.language.presets import ExperimentConfig
+from metalm.language.reading_progress import ReadingProgress
 from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
 from metalm.language.stages import Stages
 from metalm.language.trained import load_trained
 from metalm.language.tuning import Trial, trial_from_json, trial_to_json
-from metalm.training.record import Progress
 
 SPLITS = ("valid", "test")
 MODES = ("reset", "carry")
@@ -53,8 +53,8 @@ def tune(
 ) -> Trials:
     """Tunes every method for one reading mode on validation articles; keeps all trials."""
     path = _tuning_path(folder, mode)
-    known = _read_trials(path)
-    others = (_read_trials(_tuning_path(folder, other)) for other in MODES if other != mode)
+    known = read_trials(folder, mode)
+    others = (read_trials(folder, other) for other in MODES if other != mode)
 
     def keep(trials: Trials) -> None:
         content = {name: [trial_to_json(t) for t in found] for name, found in trials.items()}
@@ -88,7 +88,13 @@ def _tuning_path(folder: RunFolder, mode: str) -> Path:
     return folder.folder / f"tuning-{mode}.json"
 
 
-def _read_trials(path: Path) -> Trials:
+def read_trials(folder: RunFolder, mode: str) -> Trials:
+    """The trials of a reading mode that are there so far; none if it was not tuned.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = _tuning_path(folder, mode)
     if not path.exists():
         return {}
     try:
@@ -113,22 +119,9 @@ def score(
     """Scores a split in one mode; every finished reading is kept in the run's folder."""
     store = ReadingStore(folder.folder / "readings" / f"{split}-{mode}")
     methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
-    total = articles.num_tokens
-    bars: dict[str, Progress] = {}
-    read: dict[str, tuple[int, float]] = {}
-
-    def progress(name: str, tokens: int, nats: float) -> None:
-        if name not in bars:
-            bars[name], read[name] = Progress(f"{split}, {mode}: {name}", total), (0, 0.0)
-        read[name] = read[name][0] + tokens, read[name][1] + nats
-        bars[name].update(
-            tokens, tokens=tokens, values={"mean loss": read[name][1] / read[name][0]}
-        )
-
-    rows = config.evaluation.rows
-    scored = score_split(models, methods, articles, mode, store, rows, progress)
-    for bar in bars.values():
-        bar.close()
+    with ReadingProgress(f"{split}, {mode}", articles.num_tokens) as progress:
+        rows = config.evaluation.rows
+        scored = score_split(models, methods, articles, mode, store, rows, progress)
     scored.scores.save(folder.folder / f"scores-{split}-{mode}.npz")
     return scored
 
@@ -188,4 +181,5 @@ def evaluate(
         configuration=configuration,
         cost=cost,
         command=command,
+        title=f"{folder.folder.resolve().name}: {title} articles",
     )

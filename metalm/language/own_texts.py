@@ -1,0 +1,158 @@
+"""Any texts, read by a trained model: static against metalm, and the rivals that were tuned.
+
+The model is that of a run, or one that `Pretrained.save_pretrained` saved. Each text is read for
+itself (mode "reset"), with the settings that validation chose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from metalm.analysis.report import write_page
+from metalm.analysis.scores import Scores
+from metalm.analysis.tables import Cost, print_tables
+from metalm.language.articles import SCHEMA, ArticleSet
+from metalm.language.configuration import from_json
+from metalm.language.evaluation import compared_methods, score_split
+from metalm.language.experiment import read_trials
+from metalm.language.methods import NAMES, STARTS, Method, TrainedModels
+from metalm.language.presets import ExperimentConfig
+from metalm.language.pretrained import Pretrained, ReadingMode
+from metalm.language.reading_progress import ReadingProgress
+from metalm.language.reading_store import ReadingStore
+from metalm.language.run_folder import RunFolder
+from metalm.language.trained import load_trained
+from metalm.language.vocabulary import Vocabulary
+
+MODE: ReadingMode = "reset"
+
+
+class TextReader(NamedTuple):
+    """What reads the texts."""
+
+    vocabulary: Vocabulary
+    """Text to tokens."""
+    models: TrainedModels
+    """Trained weights and rules."""
+    methods: Sequence[Method]
+    """What is compared; the first is the static model."""
+    rows: int
+    """Texts read at once."""
+    configuration: Mapping[str, Any]
+    """What the report shows."""
+
+
+def reader_of_run(folder: RunFolder) -> TextReader:
+    """Every method of a run that can read without its training data.
+
+    Raises:
+        ValueError: the run has no trained model, or a file is damaged.
+    """
+    config = from_json(ExperimentConfig, folder.read_configuration())
+    counted = tuple(s for s in config.tuning.segments if folder.has(f"statistics-{s}"))
+    tuning = dataclasses.replace(config.tuning, segments=counted)
+    models = load_trained(folder, dataclasses.replace(config, tuning=tuning), None)
+    methods = [
+        method
+        for method in compared_methods(read_trials(folder, MODE), ablations=False)
+        if method.model in models.models
+        and (method.learning != "rms" or method.segment in models.statistics)
+    ]
+    return TextReader(
+        Vocabulary.load(folder.vocabulary_path),
+        models,
+        methods or untuned_methods(models, config),
+        config.evaluation.rows,
+        dataclasses.asdict(config),
+    )
+
+
+def untuned_methods(models: TrainedModels, config: ExperimentConfig) -> list[Method]:
+    """The static model, and metalm if it is trained, at the settings it was trained with."""
+    methods = [Method(name=NAMES["none"], model="control", learning="none", segment=64)]
+    if "joint" in models.models:
+        methods.append(
+            Method(
+                name=NAMES["joint"],
+                model="joint",
+                learning="joint",
+                segment=config.joint.segment,
+                settings=STARTS["joint"],
+            )
+        )
+    return methods
+
+
+def reader_of_pretrained(source: str | Path) -> TextReader:
+    """A saved model, static and learning.
+
+    Args:
+        source: a folder, or "shipped" for the model that comes with the package.
+
+    Raises:
+        ValueError: nothing is there, or a file is damaged.
+    """
+    saved = Pretrained.from_pretrained(source)
+    return TextReader(
+        saved.vocabulary,
+        saved.trained_models(),
+        saved.methods(MODE),
+        1,
+        dataclasses.asdict(saved.config),
+    )
+
+
+def evaluate_texts(
+    reader: TextReader, texts: Sequence[tuple[str, str]], folder: Path, *, command: str
+) -> Path:
+    """Scores texts, prints the tables and writes the page.
+
+    Args:
+        reader: what reads them.
+        texts: title and text of each, with at least one word.
+        folder: where report.html, results.json and the finished readings go.
+        command: what the page says made it.
+
+    Returns:
+        The path of report.html.
+    """
+    articles = articles_of(texts, reader.vocabulary)
+    store = ReadingStore(folder / "readings")
+    with ReadingProgress("reading", articles.num_tokens) as progress:
+        found = score_split(
+            reader.models, reader.methods, articles, MODE, store, reader.rows, progress
+        )
+    scores: dict[str, Scores] = {MODE: found.scores}
+    cost: dict[str, Cost] = {MODE: found.cost}
+    print_tables(scores, cost)
+    names = ", ".join(title for title, _ in texts)
+    return write_page(
+        scores,
+        folder,
+        configuration=reader.configuration,
+        cost=cost,
+        command=command,
+        title=f"own text: {names}",
+    )
+
+
+def articles_of(texts: Sequence[tuple[str, str]], vocabulary: Vocabulary) -> ArticleSet:
+    """Texts as articles in memory, in the form in which corpora are kept on disk."""
+    rows = [
+        {
+            "title": title,
+            "text": text,
+            "tokens": encoded.tokens,
+            "words": encoded.words,
+            "num_words": int(encoded.words[-1]) + 1,
+        }
+        for (title, text), encoded in zip(
+            texts, vocabulary.encode_batch([text for _, text in texts]), strict=True
+        )
+    ]
+    return ArticleSet(pa.Table.from_pylist(rows, schema=SCHEMA))
