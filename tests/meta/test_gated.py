@@ -1,7 +1,5 @@
 """What the contract of rules does not say of the gated one: its start, its gates, its memory."""
 
-import math
-
 import pytest
 import torch
 
@@ -89,30 +87,6 @@ def test_mean_gates_are_those_of_the_step(tiny):
             gates = rule.mean_gates(first)[name][row, 0], rule.mean_gates(second)[name][row, 1]
             means = update[row].mean(), flush[row].mean()
             torch.testing.assert_close(gates, means, rtol=1e-8, atol=1e-12)
-
-
-def test_surprise_and_drift_by_hand():
-    """The update gate of a rule that sees the row alone, after losses that are easy to average."""
-    rule = Gated(LearnedRates({"w": torch.ones(2).double()}), sees=("surprise", "drift"))
-    with torch.no_grad():
-        rule.from_row[0] = torch.tensor([1.5, -0.7])
-    fast, losses = {"w": torch.zeros(1, 2).double()}, [5.0, 4.0, 9.0, 3.5]
-    slow, state = {"w": torch.zeros(2).double()}, rule.initial_state({"w": torch.zeros(1, 2)})
-
-    def average(numbers, horizon):
-        weights = [math.exp(-age / horizon) for age in range(len(numbers))]
-        weighted = (w * n for w, n in zip(weights, reversed(numbers), strict=True))
-        return sum(weighted) / sum(weights)
-
-    for step, loss in enumerate(losses):
-        state = rule.observe(state, torch.tensor([loss]).double())
-        _, state = rule(fast, fast, slow, state)
-        surprise = drift = 0.0
-        if step > 0:
-            long = average(losses[:step], 20)
-            surprise, drift = loss - long, average(losses[: step + 1], 3) - long
-        z = 1.5 * surprise / (1 + abs(surprise)) - 0.7 * drift / (1 + abs(drift))
-        assert rule.mean_gates(state)["w"][0, 0].item() == pytest.approx(2 / (1 + math.exp(-z)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

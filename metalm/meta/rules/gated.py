@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metalm.meta.parameters import Parameters
-from metalm.meta.rules import gate_kernels
+from metalm.meta.rules import gate_kernels, loss_memory
 from metalm.meta.rules.gate_kernels import GateStep
 from metalm.meta.rules.in_chunks import Operands, in_chunks
 from metalm.meta.rules.learned_rates import LearnedRates
@@ -27,14 +27,9 @@ GateState = dict[str, Tensor]
 OF_COORDINATES = ("gradient", "weight", "distance", "homeward", "rms")
 """What the network sees of a coordinate, each in [-1, 1]; see `Gated`."""
 
-OF_ROWS = ("loss", "surprise", "drift", "position")
-"""What it sees of the row (the article); see `Gated`."""
+OF_ROWS = loss_memory.FEATURES
+"""What it sees of the row (the article); see `loss_memory.py`."""
 
-# Steps after which the averages of a row's loss have forgotten all but 1/e: guesses, so that
-# surprise is against the last hundred tokens or more and drift spans a few segments.
-_STEPS = {"short": 3.0, "long": 20.0}
-# Steps after which "position" no longer tells. Most articles end before.
-_FAR = 512
 # Beyond it a gate is open or shut in float32.
 _LARGEST = 30.0
 # Coordinates times rows in a chunk: a quarter of a megabyte for each number of a coordinate.
@@ -55,15 +50,11 @@ class Gated(AbstractRatesWithNetwork):
         homeward g d / (|g| + r) / (|d| + s r), d = W - W_0: positive where the step leads home
         rms      r / (r + the mean RMS of all tensors)
 
-    s r is the length of a typical step. y is seen of the row (the article), l being the loss of the
-    step that is learnt from:
+    s r is the length of a typical step. y is seen of the row (the article): ``loss`` of the step
+    that is learnt from, its ``surprise`` and ``drift`` against earlier ones, and ``position``, as
+    `loss_memory.py` has them.
 
-        loss     sign(l) log(1 + |l|)
-        surprise u / (1 + |u|), u = l - its average over the last 20 steps or so; 0 at first
-        drift    the same for u = the average over the last 3 steps, this one included, less that
-        position log(1 + steps so far), 1 at 512 steps and after
-
-    **State and memory.** A row carries 3 numbers and 2 for each tensor. A step that is to be
+    **State and memory.** A row carries 5 numbers and 2 for each tensor. A step that is to be
     differentiated keeps W_t and g_t (the learned rates alone keep g_t); what the network holds is
     there for one chunk of coordinates at a time.
 
@@ -110,15 +101,12 @@ class Gated(AbstractRatesWithNetwork):
         """No loss was seen yet.
 
         Returns:
-            ``loss``, of the step at hand; ``steps`` before it; ``short`` and ``long``, sums of
-            earlier losses with weights that fall by step; each ``[rows]`` or a scalar. And
-            ``gates``, see `mean_gates`.
+            The row's losses (`loss_memory.py`), each ``[rows]`` or a scalar, and ``gates``, which
+            `mean_gates` reads.
         """
         rows = self.num_rows(fast)
         shape = () if rows is None else (rows,)
-        state = {
-            name: self.mean_rms.new_zeros(shape) for name in ("loss", "steps", "short", "long")
-        }
+        state = loss_memory.fresh(shape, self.mean_rms)
         return state | {"gates": self.mean_rms.new_zeros(*shape, len(self.names), 2)}
 
     def observe(self, state: GateState, losses: Tensor) -> GateState:
@@ -144,7 +132,9 @@ class Gated(AbstractRatesWithNetwork):
     ) -> tuple[Parameters, GateState]:
         """One step; see `AbstractRatesWithNetwork.take`."""
         shape = state["loss"].shape
-        seen = _of_row(state, self.sees_of_row).view(shape.numel(), len(self.sees_of_row))
+        seen = loss_memory.features(state, self.sees_of_row).view(
+            shape.numel(), len(self.sees_of_row)
+        )
         at_row = seen @ self.from_row.T + self.bias
         new: Parameters = {}
         means: list[Tensor] = []
@@ -160,7 +150,7 @@ class Gated(AbstractRatesWithNetwork):
             new[name] = moved.view(fast[name].shape)
             means.append(total / home.numel())
         gates = torch.stack(means, 1).reshape(*shape, len(means), 2)
-        return new, _remembered(state) | {"gates": gates}
+        return new, loss_memory.after_the_step(state) | {"gates": gates}
 
     def _move_tensor(
         self,
@@ -199,44 +189,6 @@ class Gated(AbstractRatesWithNetwork):
         return columns.index_copy(
             1, torch.tensor(at, dtype=torch.int64, device=columns.device), self.from_coordinate
         )
-
-
-def _of_row(state: GateState, names: Sequence[str]) -> Tensor:
-    """y, ``[rows, features]`` or ``[features]``."""
-    loss, steps = state["loss"], state["steps"]
-    earlier = steps > 0
-    long = state["long"] / _sum_of_weights("long", steps).where(earlier, 1.0)
-    short = _with(state, "short") / _sum_of_weights("short", steps + 1)
-    features = {
-        "loss": loss.sign() * loss.abs().log1p(),
-        "surprise": _squashed((loss - long).where(earlier, 0.0)),
-        "drift": _squashed((short - long).where(earlier, 0.0)),
-        "position": steps.clamp(max=_FAR).log1p() / math.log1p(_FAR),
-    }
-    return (
-        torch.stack([features[name] for name in names], -1) if names else loss[..., None][..., :0]
-    )
-
-
-def _remembered(state: GateState) -> GateState:
-    """The state after a step: its loss is one of the earlier ones."""
-    sums = {kind: _with(state, kind) for kind in _STEPS}
-    return state | sums | {"steps": state["steps"] + 1}
-
-
-def _with(state: GateState, kind: str) -> Tensor:
-    """The weighted sum of losses, the one at hand included with weight 1."""
-    return state["loss"] + math.exp(-1 / _STEPS[kind]) * state[kind]
-
-
-def _sum_of_weights(kind: str, steps: Tensor) -> Tensor:
-    """1 + k + ... + k^(steps - 1), k = e^(-1 / horizon)."""
-    fade = 1 / _STEPS[kind]
-    return torch.expm1(-fade * steps) / math.expm1(-fade)
-
-
-def _squashed(number: Tensor) -> Tensor:
-    return number / (1 + number.abs())
 
 
 def _move(operands: Operands, sees: Sequence[str]) -> tuple[tuple[Tensor], Tensor]:
