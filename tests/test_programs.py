@@ -1,11 +1,14 @@
 """The programs at the root, from the command line's words to the report, on a few own texts."""
 
+import base64
 import contextlib
 import importlib.util
 import io
 import json
 import math
+import re
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +106,10 @@ def test_from_own_text_to_the_report(trained, in_trained):
     assert finite(results)
     assert (report / "report.md").exists()
     assert list((report / "plots").glob("*.png"))
-    assert "text-0" in (report / "report.html").read_text(encoding="utf-8")
+    page = (report / "report.html").read_text(encoding="utf-8")
+    figures = re.search('id="figure-data">([^<]*)<', page)[1]
+    drawn = json.loads(zlib.decompress(base64.b64decode(figures)))["reset"]
+    assert {"gain_by_position", "recorded_distance"} <= {chart["name"] for chart in drawn}
     for name in ("base", "control", "rule", "joint"):
         assert (in_trained / f"{name}.safetensors").exists()
         assert (in_trained / f"stages/{name}/metrics.jsonl").exists()

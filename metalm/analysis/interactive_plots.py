@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import plotly.graph_objects as go
 
-from metalm.analysis.appearance import Look, count_text, side_by_side
+from metalm.analysis.appearance import COLOURS, Look, count_text, side_by_side
 from metalm.analysis.bootstrap import Interval
 from metalm.analysis.plain_text import shown
 from metalm.analysis.plots import CAPTIONS
@@ -36,8 +36,6 @@ SYMBOLS = {
     ".": "circle",
 }
 DASHES = {"-": "solid", "--": "dash", ":": "dot"}
-# A line each for the tensors or gates of a method, told apart in this order.
-TRACE_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 Captioned: TypeAlias = tuple[str, str, str, go.Figure]
@@ -69,7 +67,7 @@ def charts(results: Results, drawn: Mapping[str, Look], traces: Sequence[Trace])
     made = [*(_by_position(results, drawn) if adaptive else ())]
     made += [_captioned("perplexity_by_position", _perplexities(results.by_position, drawn))]
     made += [*(_by_article_and_word(results, drawn) if adaptive else ())]
-    made += _recorded(results.succession, drawn, traces)
+    made += _recorded(results, drawn, traces)
     return [Chart(name, title, caption, _plain(figure)) for name, title, caption, figure in made]
 
 
@@ -221,28 +219,60 @@ def _by_article(results: Results, drawn: Mapping[str, Look]) -> go.Figure:
 
 
 def _recorded(
-    course: Succession, drawn: Mapping[str, Look], traces: Sequence[Trace]
+    results: Results, drawn: Mapping[str, Look], traces: Sequence[Trace]
 ) -> Iterator[Captioned]:
-    """A figure a quantity; a line a method and tensor or gate, along the articles A, B, C ..."""
+    """A figure a quantity; a line a tensor and method, along the articles A, B, C ..."""
+    course, ours = results.succession, set(results.scores.ours)
     for quantity in dict.fromkeys(trace.quantity for trace in traces):
         among = [trace for trace in traces if trace.quantity == quantity]
-        names = list(dict.fromkeys(trace.name for trace in among))
+        tensors = list(dict.fromkeys(trace.name for trace in among))
+        shown = ours & {trace.method for trace in among} or {trace.method for trace in among}
         figure = _figure(quantity.label, "words read")
         for trace in among:
-            places: list[float] = []
-            values: list[float | None] = []
-            for start, words, value in zip(
-                course.boundaries[:-1], trace.words, trace.values, strict=False
-            ):
-                places += [*(int(start) + words).tolist(), float(start) + 0.5]
-                values += [*np.asarray(value, np.float64).tolist(), None]
-            name = f"{in_figure(trace.method)}: {in_figure(trace.name)}"
-            line = _line(trace.method, places, values, drawn[trace.method], name)
-            line.update(mode="lines", showlegend=True)
-            line.line.dash = TRACE_DASHES[names.index(trace.name) % len(TRACE_DASHES)]
-            figure.add_trace(line.update(hovertemplate=_hover("word %{x:,}: %{y:.3g}", name)))
+            name = f"{in_figure(trace.name)} ({in_figure(trace.method)})"
+            line = _line(trace.method, *_laid_out(course, trace), drawn[trace.method], name)
+            line.line.color = COLOURS[tensors.index(trace.name) % len(COLOURS)]
+            line.update(
+                mode="lines",
+                showlegend=True,
+                legendgroup=trace.method,
+                visible=True if trace.method in shown else "legendonly",
+                hovertemplate=_hover("word %{x:,}: %{y:.3g}", name),
+            )
+            figure.add_trace(line)
         _name_articles(figure, course)
-        yield f"recorded_{quantity.key}", quantity.title, quantity.text, figure
+        caption = quantity.text + " Click on a name in the legend to show its line, or to hide it."
+        yield f"recorded_{quantity.key}", quantity.title, caption, figure
+
+
+def _laid_out(course: Succession, trace: Trace) -> tuple[list[float], list[float | None]]:
+    """Places in words read, and values, with a gap between two articles."""
+    places: list[float] = []
+    values: list[float | None] = []
+    most = max(2, MOST_POINTS // len(course.spans))
+    for (start, _), words, of_article in zip(course.spans, trace.words, trace.values, strict=False):
+        kept = telling_points(np.asarray(of_article, np.float64), most)
+        places += [start + float(words[place]) for place in kept] + [float(start)]
+        values += [float(of_article[place]) for place in kept] + [None]
+    return places, values
+
+
+def telling_points(values: FloatArray, most: int) -> list[int]:
+    """Places of at most so many values that keep the shape of a curve, its peaks included.
+
+    Of each stretch the value that is farthest from the stretch's median is kept.
+
+    Example:
+        >>> telling_points(np.array([1.0, 1.0, 9.0, 1.0, 1.0, 0.0]), 2)
+        [2, 5]
+    """
+    if len(values) <= most:
+        return list(range(len(values)))
+    kept = []
+    for stretch in np.array_split(np.arange(len(values)), most):
+        away = np.abs(values[stretch] - np.median(values[stretch]))
+        kept.append(int(stretch[int(np.argmax(away))]))
+    return kept
 
 
 # Colours that the page replaces by its own, which depend on the reader's scheme (page/charts.js).

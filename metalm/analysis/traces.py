@@ -26,16 +26,24 @@ DISTANCE = Quantity(
     "distance",
     "‖W − W0‖ / ‖W0‖",
     "How far the fast weights are from the slow ones",
-    "Distance of each tensor's fast weights from W0, over the size of W0, along the same articles "
-    "A, B, C ...: where it falls to zero the memory was emptied.",
+    "Distance of each tensor's fast weights from W0, over the size of W0, along the articles A, B, "
+    "C ... of the curve of the gain: where it falls to zero the memory was emptied.",
 )
-GATE = Quantity(
-    "gate",
-    "mean gate",
-    "Gates of the update rule",
-    "Mean over the coordinates of a tensor of each gate, along the same articles A, B, C ...",
+UPDATE = Quantity(
+    "update",
+    "mean update gate",
+    "Gates of the update rule: update",
+    "How much of the learned rate is used, from 0 to 2, as a mean over the coordinates of a "
+    "tensor; along the same articles.",
 )
-QUANTITIES = {quantity.key: quantity for quantity in (DISTANCE, GATE)}
+FLUSH = Quantity(
+    "flush",
+    "mean flush gate",
+    "Gates of the update rule: flush",
+    "Share of the way back to W0 at each update, as a mean over the coordinates of a tensor; "
+    "along the same articles.",
+)
+QUANTITIES = {quantity.key: quantity for quantity in (DISTANCE, UPDATE, FLUSH)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,7 @@ class Trace:
     quantity: Quantity
     """What it is."""
     name: str
-    """Which tensor, or which gate of which tensor."""
+    """Which tensor."""
     words: Sequence[FloatArray]
     """For each article, how many of its words had been read [values]."""
     values: Sequence[FloatArray]

@@ -17,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from metalm.analysis.scores import ArticleScores, Scores
+from metalm.analysis.traces import QUANTITIES, Trace
 from metalm.language.articles import Article, ArticleSet
 from metalm.language.cache import CacheConfig, mixed_nats
 from metalm.language.methods import NAMES, Learning, Method, ModelName, TrainedModels
 from metalm.language.reading import CacheGrid, Reader, Readings
+from metalm.language.reading_curves import CurveRecorder, Curves, along_articles
 from metalm.language.reading_store import ReadingStore
 from metalm.language.tuning import (
     Mode,
@@ -58,6 +60,8 @@ class Scored(NamedTuple):
     """For `metalm.analysis`."""
     cost: dict[str, dict[str, float]]
     """Method -> tokens_per_second, peak_memory_bytes (where the system tells), fallbacks."""
+    traces: list[Trace]
+    """What was recorded of the fast weights of the methods that learn."""
 
 
 def tune_all(
@@ -184,6 +188,8 @@ def score_split(
     lengths = articles.lengths.tolist()
     losses: dict[str, list[NDArray[np.float64]]] = {}
     cost: dict[str, dict[str, float]] = {}
+    traces: list[Trace] = []
+    words = [article.words for article in articles]
     for group in _sharing_a_reading(methods):
         grid = _grid([method.cache for method in group if method.cache is not None])
         readings, spent = _read_or_recall(
@@ -192,12 +198,39 @@ def score_split(
         for method in group:
             losses[method.name] = _split_at(_nats(readings, method, grid), lengths)
             cost[method.name] = spent
+        traces += _traces(group[0].name, readings.curves, words)
     names = tuple(method.name for method in methods)
     scored = tuple(
         _article_scores(article, {name: losses[name][number] for name in names})
         for number, article in enumerate(articles)
     )
-    return Scored(Scores(methods=names, articles=scored), {name: cost[name] for name in names})
+    return Scored(
+        Scores(methods=names, articles=scored), {name: cost[name] for name in names}, traces
+    )
+
+
+def _traces(
+    method: str, curves: Sequence[Curves], words: Sequence[NDArray[np.int32]]
+) -> list[Trace]:
+    """A trace a quantity and tensor, at words instead of tokens."""
+    traces = []
+    for curve in curves:
+        _, names, places, values = along_articles(curve, [len(of_article) for of_article in words])
+        read = [
+            of_article[place - 1].astype(np.float64) + 1
+            for of_article, place in zip(words, places, strict=True)
+        ]
+        traces += [
+            Trace(
+                method=method,
+                quantity=QUANTITIES[curve.quantity],
+                name=name,
+                words=read,
+                values=[value[:, number].astype(np.float64) for value in values],
+            )
+            for number, name in enumerate(names)
+        ]
+    return traces
 
 
 def _read_or_recall(
@@ -229,8 +262,9 @@ def _read_or_recall(
         return found
     reader = Reader(model, rule, models.fast_names(method), method.segment, grid)
     reset_peak_memory()
+    recorder = None if rule is None else CurveRecorder(reader.slow, rule, len(texts))
     readings = reader.read(
-        texts, rows, None if progress is None else partial(progress, method.name)
+        texts, rows, None if progress is None else partial(progress, method.name), recorder
     )
     peak = peak_memory()
     spent = {

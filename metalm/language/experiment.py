@@ -181,5 +181,6 @@ def evaluate(
         configuration=configuration,
         cost=cost,
         command=command,
+        traces={mode: found.traces for mode, found in scored.items()},
         title=f"{folder.folder.resolve().name}: {title} articles",
     )

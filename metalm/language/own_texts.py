@@ -137,6 +137,7 @@ def evaluate_texts(
         configuration=reader.configuration,
         cost=cost,
         command=command,
+        traces={MODE: found.traces},
         title=f"own text: {names}",
     )
 

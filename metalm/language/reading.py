@@ -21,6 +21,7 @@ from torch import Tensor
 from metalm.language.article_batches import ArticleRows, SegmentBatch, select_rows, set_rows
 from metalm.language.cache import CacheMemory
 from metalm.language.model import LanguageModel, ModelState
+from metalm.language.reading_curves import CurveRecorder, Curves
 from metalm.language.segment_loss import SegmentLoss, SegmentScore
 from metalm.meta.parameters import Parameters, split
 from metalm.meta.unroll import unroll
@@ -52,6 +53,8 @@ class Readings:
     """How often a row's fast weights fell back to W_0 because the rule blew up."""
     seconds: float = 0.0
     """Wall-clock time."""
+    curves: list[Curves] = field(default_factory=list)
+    """What was recorded of the fast weights; empty if nothing was."""
 
     @property
     def total(self) -> float:
@@ -94,6 +97,7 @@ class Reader:
         texts: Sequence[NDArray[np.int32]],
         rows: int = 1,
         progress: Callable[[int, float], None] | None = None,
+        recorder: CurveRecorder | None = None,
     ) -> Readings:
         """Scores every token of every text; each text starts with fresh memories.
 
@@ -101,6 +105,7 @@ class Reader:
             texts: token ids of each, at least one token.
             rows: how many texts are read at once; the result does not depend on it.
             progress: told the number of tokens after each segment, and their summed loss.
+            recorder: takes notes of the fast weights after every update.
 
         Raises:
             ValueError: an empty text, or a token beyond the vocabulary.
@@ -124,10 +129,14 @@ class Reader:
                 tokens, nats = scores.keep(places, batch, score, memory.caches)
                 progress(tokens, nats)
                 fallbacks += self._fall_back(batch, score, memory)
+                if recorder is not None:
+                    recorder.note(batch_rows.positions, memory.fast, memory.rule_state)
                 memory = self._turn_over(batch_rows, memory)
         finally:
             self.model.train(was_training)
-        return Readings(scores.nats, scores.cache, fallbacks, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        curves = [] if recorder is None else recorder.curves()
+        return Readings(scores.nats, scores.cache, fallbacks, seconds, curves)
 
     def _fresh_memory(self, batch_rows: ArticleRows) -> _Memory:
         count = len(batch_rows.enter())

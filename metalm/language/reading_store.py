@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from metalm.language.reading import Readings
+from metalm.language.reading_curves import Curves
 from metalm.training import checkpoint
 
 
@@ -57,6 +58,7 @@ class ReadingStore:
             np.split(cache, cuts, axis=1) if len(cache) else [],
             meta["fallbacks"],
             meta["seconds"],
+            _curves(tensors, meta.get("curves", [])),
         )
         return readings, meta["cost"]
 
@@ -70,11 +72,40 @@ class ReadingStore:
             {
                 "nats": torch.from_numpy(np.concatenate(readings.nats)),
                 "cache": torch.from_numpy(cache),
+                **_curve_tensors(readings.curves),
             },
             {
                 "description": dict(description),
                 "fallbacks": readings.fallbacks,
                 "seconds": readings.seconds,
                 "cost": dict(cost),
+                "curves": [
+                    {
+                        "quantity": c.quantity,
+                        "names": c.names,
+                        "samples": [len(p) for p in c.places],
+                    }
+                    for c in readings.curves
+                ],
             },
         )
+
+
+def _curve_tensors(curves: Sequence[Curves]) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for curve in curves:
+        tensors[f"{curve.quantity}.places"] = torch.from_numpy(np.concatenate(curve.places))
+        tensors[f"{curve.quantity}.values"] = torch.from_numpy(np.concatenate(curve.values))
+    return tensors
+
+
+def _curves(tensors: Mapping[str, torch.Tensor], kept: Sequence[Mapping[str, Any]]) -> list[Curves]:
+    found = []
+    for curve in kept:
+        cuts = np.cumsum(curve["samples"])[:-1]
+        places, values = (tensors[f"{curve['quantity']}.{n}"].numpy() for n in ("places", "values"))
+        names = tuple(curve["names"])
+        found.append(
+            Curves(curve["quantity"], names, np.split(places, cuts), np.split(values, cuts))
+        )
+    return found

@@ -9,9 +9,11 @@ joint.safetensors         model and rule, trained together
 statistics-N.safetensors  RMS of the training gradients at segments of N (dynamic evaluation)
 stages/NAME/              checkpoints and metrics of a training
 tuning-MODE.json          every trial on validation articles
-readings/SPLIT-MODE/      the loss of every token, one file a finished reading
+readings/SPLIT-MODE/      the loss of every token and the curves of the fast weights, one file a
+                          finished reading
 scores-SPLIT-MODE.npz     the loss of every word, for every method
-report-SPLIT/             results.json, plots and report.md
+report-SPLIT/             report.html, results.json, plots and report.md
+report-text-NAME/         report.html and results.json of single files (evaluate.py --text)
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class Figures {
 
   draw(plot) {
     const { data, layout } = this.charts.get(plot).figure;
-    const visible = data.map((line) => ({ ...line, visible: !this.hidden.has(line.meta) }));
+    const visible = data.map((line) => ({ ...line, visible: this.hidden.has(line.meta) ? false : (line.visible ?? true) }));
     return draw(plot, { data: visible, layout });
   }
 

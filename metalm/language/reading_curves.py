@@ -1,0 +1,137 @@
+"""What happens to the fast weights while articles are read: how far they go, and the rule's gates.
+
+Recording hardly slows reading: a distance takes one more pass over the fast weights, and is taken
+at every eighth update only; gates are means that the rule keeps anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metalm.meta.parameters import Parameters
+from metalm.meta.rules.gated import Gated
+from metalm.meta.update_rule import AbstractUpdateRule, RuleState
+
+EVERY = 8
+"""Updates between two distances."""
+
+DISTANCE, UPDATE, FLUSH = "distance", "update", "flush"
+"""||W_t - W_0|| / ||W_0||, and the mean over a tensor's coordinates of each gate."""
+
+
+class Curves(NamedTuple):
+    """One quantity of every fast tensor, along texts."""
+
+    quantity: str
+    """distance, update or flush."""
+    names: tuple[str, ...]
+    """The fast tensors."""
+    places: list[NDArray[np.int64]]
+    """For each text, how many of its tokens had been read and learnt from [samples]."""
+    values: list[NDArray[np.float32]]
+    """For each text, the values there [samples, tensors]."""
+
+
+class CurveRecorder:
+    """Takes notes after every update of a reading.
+
+    Args:
+        slow: W_0 of the fast weights.
+        rule: how they learn.
+        num_texts: how many texts are read.
+        every: updates between two distances.
+    """
+
+    def __init__(
+        self, slow: Parameters, rule: AbstractUpdateRule, num_texts: int, every: int = EVERY
+    ) -> None:
+        self._slow, self._rule, self._every = slow, rule, every
+        sizes = torch.stack([torch.linalg.vector_norm(w).double() for w in slow.values()])
+        self._sizes = torch.where(sizes > 0, sizes, 1.0)
+        self._updates = [0] * num_texts
+        gates = (UPDATE, FLUSH) if isinstance(rule, Gated) else ()
+        self._places: dict[str, list[list[int]]] = {}
+        self._values: dict[str, list[list[NDArray[np.float32]]]] = {}
+        for quantity in (DISTANCE, *gates):
+            self._places[quantity] = [[] for _ in range(num_texts)]
+            self._values[quantity] = [[] for _ in range(num_texts)]
+
+    @torch.no_grad()
+    def note(self, places: Sequence[tuple[int, int]], fast: Parameters, state: RuleState) -> None:
+        """Looks at all rows after an update.
+
+        Args:
+            places: text of each row, and how many of its tokens were read.
+            fast: W_t, each ``[rows, *shape]``.
+            state: of the rule.
+        """
+        for text, _ in places:
+            self._updates[text] += 1
+        due = [row for row, (text, _) in enumerate(places) if self._is_due(text)]
+        if due:
+            self._keep(DISTANCE, places, due, self._distances(fast, due))
+        if FLUSH in self._places and isinstance(self._rule, Gated):
+            gates = self._rule.mean_gates(state)
+            means = torch.stack([gates[name] for name in self._slow], 1)  # rows tensors gates
+            for gate, quantity in enumerate((UPDATE, FLUSH)):
+                self._keep(quantity, places, range(len(places)), means[:, :, gate])
+
+    def curves(self) -> list[Curves]:
+        """Everything that was noted."""
+        names = tuple(self._slow)
+        return [
+            Curves(
+                quantity,
+                names,
+                [np.array(text, np.int64) for text in places],
+                [np.array(v, np.float32).reshape(-1, len(names)) for v in self._values[quantity]],
+            )
+            for quantity, places in self._places.items()
+        ]
+
+    def _is_due(self, text: int) -> bool:
+        # The first update too: a text may be short.
+        return self._updates[text] % self._every == 1 % self._every
+
+    def _distances(self, fast: Parameters, rows: Sequence[int]) -> Tensor:
+        """Of these rows, ``[rows, tensors]``; as they are where a tensor of W_0 is zero."""
+        far = [
+            torch.stack([torch.linalg.vector_norm(fast[name][row] - home) for row in rows])
+            for name, home in self._slow.items()
+        ]
+        return torch.stack(far, 1).double() / self._sizes
+
+    def _keep(
+        self, quantity: str, places: Sequence[tuple[int, int]], rows: Sequence[int], values: Tensor
+    ) -> None:
+        for row, of_row in zip(rows, values.float().cpu().numpy(), strict=True):
+            text, position = places[row]
+            self._places[quantity][text].append(position)
+            self._values[quantity][text].append(of_row)
+
+
+def along_articles(curves: Curves, lengths: Sequence[int]) -> Curves:
+    """The same curves for each article, where texts were articles laid end to end.
+
+    Args:
+        curves: of one text, or of as many as there are articles.
+        lengths: tokens of each article.
+    """
+    if len(curves.places) == len(lengths):
+        return curves
+    ends = np.cumsum(lengths)
+    (places,), (values,) = curves.places, curves.values
+    # What was noted at the very end of an article belongs to it.
+    article = np.searchsorted(ends, places, side="left")
+    cuts = np.searchsorted(article, np.arange(1, len(lengths)))
+    starts = ends - np.asarray(lengths)
+    return curves._replace(
+        places=[p - start for p, start in zip(np.split(places, cuts), starts, strict=True)],
+        values=np.split(values, cuts),
+    )
