@@ -24,6 +24,7 @@ from metalm.analysis.succession import Succession, letter
 from metalm.analysis.traces import Trace
 
 MOST_POINTS = 700
+FEWEST_TICKS, MOST_TICKS = 4, 10
 SYMBOLS = {
     "o": "circle",
     "s": "square",
@@ -37,6 +38,9 @@ SYMBOLS = {
 }
 DASHES = {"-": "solid", "--": "dash", ":": "dot"}
 
+
+Values: TypeAlias = Sequence[float | None] | Sequence[float] | np.ndarray[Any, Any]
+"""Coordinates of points."""
 
 Captioned: TypeAlias = tuple[str, str, str, go.Figure]
 """Name, heading, caption and figure."""
@@ -76,7 +80,7 @@ def _by_position(results: Results, drawn: Mapping[str, Look]) -> Iterator[Captio
     yield _captioned("gain_by_position", _gains(results.by_position, drawn, GAIN_LABEL))
     if cohort is not None:
         yield _captioned("gain_by_position_cohort", _gains(cohort, drawn, GAIN_LABEL))
-    if rivals is not None:
+    if rivals is not None and rivals.against != results.by_position.against:
         yield _captioned("gain_over_rival_by_position", _gains(rivals, drawn, RIVAL_LABEL))
 
 
@@ -213,7 +217,7 @@ def _by_article(results: Results, drawn: Mapping[str, Look]) -> go.Figure:
             hovertemplate=_hover("%{text}<br>%{x:,} words: %{y:.3f}", name),
         )
         figure.add_trace(line)
-    _name_logarithms(figure, "x", scores.num_words, (1, 2, 5))
+    _name_logarithms(figure, "x", scores.num_words.tolist())
     _draw_zero(figure)
     return figure
 
@@ -296,8 +300,8 @@ def _figure(vertical: str, horizontal: str) -> go.Figure:
 
 def _line(
     method: str,
-    places: Sequence[float] | np.ndarray[Any, Any],
-    values: Sequence[float | None] | np.ndarray[Any, Any],
+    places: Values,
+    values: Values,
     look: Look,
     name: str,
     text: Sequence[str] | None = None,
@@ -330,7 +334,7 @@ def _hover(content: str, name: str) -> str:
     return f"<b>{name.replace('%{', '% {')}</b><br>{content}<extra></extra>"
 
 
-def _rounded(values: Sequence[float | None] | np.ndarray[Any, Any]) -> list[float | None]:
+def _rounded(values: Values) -> list[float | None]:
     """Five digits: finer than any screen."""
     return [None if v is None or not np.isfinite(v) else float(f"{v:.5g}") for v in values]
 
@@ -383,27 +387,38 @@ def _name_articles(figure: go.Figure, course: Succession) -> None:
     figure.update_xaxes(range=[0, int(course.boundaries[-1])], showgrid=False, tickformat=",")
 
 
-def _name_logarithms(
-    figure: go.Figure,
-    axis: str,
-    values: Sequence[float] | np.ndarray[Any, Any],
-    leading: Sequence[float] = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
-) -> None:
-    """A logarithmic axis with round numbers on it, as plain numbers."""
-    low, high = float(np.min(values)), float(np.max(values))
-    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    ticks = [digit * 10.0**power for power in powers for digit in leading]
-    ticks = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
+def _name_logarithms(figure: go.Figure, axis: str, values: Sequence[float]) -> None:
+    """A logarithmic axis with some round numbers on it, as plain numbers."""
+    ticks = round_numbers(min(values), max(values))
     figure.update_layout(
         {
             f"{axis}axis": {
                 "type": "log",
                 "tickmode": "array",
                 "tickvals": ticks,
-                "ticktext": [f"{tick:,g}" for tick in ticks],
+                "ticktext": [f"{tick:,.6g}" if tick < 1e6 else f"{tick:.0e}" for tick in ticks],
             }
         }
     )
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """At least four round numbers from low to high, or a little beyond, and not many more.
+
+    Example:
+        >>> round_numbers(35, 90)
+        [30.0, 40.0, 50.0, 60.0, 80.0, 100.0]
+    """
+    low, high = low / 1.2, high * 1.2
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    numbers: list[float] = []
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), tuple(range(10, 100))):
+        shift = 10 if digits[-1] >= 10 else 1
+        numbers = [digit / shift * 10.0**power for power in powers for digit in digits]
+        numbers = [number for number in numbers if low <= number <= high]
+        if len(numbers) >= FEWEST_TICKS:
+            break
+    return numbers[:: max(1, -(-len(numbers) // MOST_TICKS))]
 
 
 def _draw_zero(figure: go.Figure) -> None:
