@@ -125,10 +125,19 @@ class ArticleRows:
 
 
 def set_rows(tree: Any, rows: Sequence[int], value: Any) -> None:
-    """Writes `value`, which has no leading dimension, into rows of every tensor, in place."""
-    for tensor, source in zip(_tensors(tree), _tensors(value), strict=True):
+    """Writes `value`, which has no leading dimension, into rows of every tensor, in place.
+
+    The two are trees of one form; what has a name goes where that name is.
+    """
+    if tree is None:
+        return
+    if isinstance(tree, Tensor):
         for row in rows:
-            tensor[row] = source
+            tree[row] = value
+        return
+    parts = tree if isinstance(tree, dict) else range(len(tree))
+    for part in parts:
+        set_rows(tree[part], rows, value[part])
 
 
 def select_rows(tree: Any, rows: Sequence[int]) -> Any:
@@ -142,16 +151,3 @@ def select_rows(tree: Any, rows: Sequence[int]) -> Any:
     if hasattr(tree, "_fields"):
         return type(tree)(*(select_rows(value, rows) for value in tree))
     return tuple(select_rows(value, rows) for value in tree)
-
-
-def _tensors(tree: Any) -> Iterator[Any]:
-    if tree is None:
-        return
-    if isinstance(tree, Tensor | float | int):
-        yield tree
-    elif isinstance(tree, dict):
-        for name in tree:
-            yield from _tensors(tree[name])
-    else:
-        for value in tree:
-            yield from _tensors(value)

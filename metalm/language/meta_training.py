@@ -24,10 +24,11 @@ from metalm.language.methods import ALL_BUT_RECURRENT, STARTS
 from metalm.language.model import LanguageModel, start_of
 from metalm.language.reading import select_first
 from metalm.language.recurrence import LayerState, twice_differentiable
-from metalm.language.segment_loss import SegmentLoss
-from metalm.meta.forward_mode import initial_traces
+from metalm.language.segment_loss import SegmentLoss, SegmentScore, lost_rows
+from metalm.meta.forward_mode import initial_traces, with_forward_mode
 from metalm.meta.meta_gradient import Mode
 from metalm.meta.parameters import Parameters, split
+from metalm.meta.rules.kinds import LearnedRule, RuleKind, learned_rule
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.tree import detach, transform
 from metalm.meta.unroll import State, unroll
@@ -74,6 +75,14 @@ class MetaTrainingConfig:
                 f"checkpoint_every 0, found {self.order} and {self.checkpoint_every}; do change "
                 "them, or use mode 'reverse'"
             )
+        least = 1 if self.mode == "forward" else 2
+        if self.unroll < least:
+            raise ValueError(
+                f"a meta-gradient through {self.unroll} updates trains no rule, since a segment is "
+                "scored before it is learnt from and no score comes after the last update; "
+                f"expected unroll >= {least} in mode {self.mode!r}, found {self.unroll}; do raise "
+                "unroll, or use mode 'forward', which looks further back"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +101,17 @@ class RuleTrainingConfig(MetaTrainingConfig):
     """Patterns of the parameters that become fast, in both trainings."""
     granularity: Literal["tensor", "row", "coordinate"] = "row"
     """What has a rate and a decay of its own; a row of the embedding is a token."""
+    kind: RuleKind = "rates"
+    """Of rule, in both trainings: learned rates alone, or with a network on top of them."""
+    hidden: int = 0
+    """Units of the network; 0 for what the kind has by itself."""
+    sees: tuple[str, ...] = ()
+    """What the gates see, by name (gated.py lists it); none named for all."""
+
+    def __post_init__(self) -> None:
+        """Checks that there is such a rule, and that it can be trained so."""
+        super().__post_init__()
+        refuse_impossible(self, self.mode)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,18 +134,41 @@ class JointTrainingConfig(MetaTrainingConfig):
     """Whether the model reads with its dropout."""
 
 
-def starting_rule(rms: Parameters, config: RuleTrainingConfig) -> LearnedRates:
+def starting_rule(rms: Parameters, config: RuleTrainingConfig, seed: int = 0) -> LearnedRule:
     """The rule before training: Krause's, with the settings at which the search for his begins.
+
+    Every kind takes the same steps until it has learned something.
 
     Args:
         rms: RMS of the training set's gradients, for each tensor that adapts.
-        config: says what has a rate of its own.
+        config: says what kind of rule it is, and what has a rate of its own.
+        seed: of the numbers that a network starts with.
+
+    Raises:
+        ValueError: A kind that does not exist, or a setting that it does not have.
     """
     mean = float(sum(tensor.mean() for tensor in rms.values()) / len(rms))
     start = STARTS["rms"]
-    return LearnedRates.from_krause(
+    rates = LearnedRates.from_krause(
         rms, start["rate"], start["decay"], start["eps"] * mean, config.granularity
     )
+    settings: dict[str, Any] = {} if config.kind == "rates" else {"seed": seed}
+    if config.hidden:
+        settings["hidden"] = config.hidden
+    if config.sees:
+        settings["sees"] = config.sees
+    return learned_rule(config.kind, rates, settings)
+
+
+def refuse_impossible(config: RuleTrainingConfig, mode: Mode) -> None:
+    """Makes the rule for a single weight, to see whether it exists and has this mode.
+
+    Raises:
+        ValueError: What `starting_rule` refuses, or a kind without forward mode.
+    """
+    rule = starting_rule({"weight": torch.ones(1)}, config)
+    if mode == "forward":
+        with_forward_mode(rule)
 
 
 class MetaTraining:
@@ -209,7 +252,7 @@ class MetaTraining:
         self.traces = unrolled.traces
         values = {"loss": unrolled.meta_loss.item(), "tokens": tokens}
         values |= self._optimise(index)
-        values["fallbacks"] = float(self._fall_back())
+        values["fallbacks"] = float(self._fall_back(batches, unrolled.aux))
         return values
 
     def _loss(self, parameters: Parameters, batch: SegmentBatch, state: State) -> Any:
@@ -258,17 +301,24 @@ class MetaTraining:
         return values | {"model_gradient_norm": float(norm)}
 
     @torch.no_grad()
-    def _fall_back(self) -> int:
-        """Puts rows with fast weights or traces that are not finite back to W_0; says how many."""
-        carried = [*self.fast.values(), *(self.traces or {}).values()]
-        broken = [
-            row
-            for row in range(self.config.rows)
-            if not all(bool(tensor[row].sum().isfinite()) for tensor in carried)
+    def _fall_back(self, batches: Sequence[SegmentBatch], scores: Sequence[SegmentScore]) -> int:
+        """Puts rows that blew up back to W_0 and fresh states; says how many.
+
+        As in reading, what counts are fast weights (or traces) that are not finite, and a segment
+        far worse than a uniform guess: weights so large can still be finite, and as long as they
+        stay nobody learns.
+        """
+        size = self.model.config.vocabulary_size
+        found = [
+            lost_rows(score, batch, size) for score, batch in zip(scores, batches, strict=True)
         ]
-        if broken:
-            self._begin(broken)
-        return len(broken)
+        lost = torch.stack(found).any(0)
+        for tensor in [*self.fast.values(), *(self.traces or {}).values()]:
+            lost |= ~tensor.flatten(1).sum(1).isfinite()
+        rows = lost.nonzero().flatten().tolist()
+        if rows:
+            self._begin(rows)
+        return len(rows)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Model, rule, optimisers, and where every row stands, its fast weights included."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from metalm.language.pretrained_config import PretrainedConfig, ReadingSettings
+from metalm.meta.rules.kinds import RuleKind
 
 _CARD = """\
 ---
@@ -19,7 +22,7 @@ tags:
 # A language model that learns while it reads
 
 An LSTM language model of {parameters} parameters, with the meta-learned update rule that rewrites
-its weights while it reads, segment by segment: `metalm`.
+its weights while it reads, segment by segment: `metalm`. The rule: {rule}.
 
     from metalm.language.pretrained import Pretrained
 
@@ -41,6 +44,12 @@ It is small, knows little beyond the kind of text that it was trained on, and re
 says, its prejudices included. It scores text; it was not trained to follow instructions.
 """
 
+_RULES: Mapping[RuleKind, str] = {
+    "rates": "learned rates and decays",
+    "gated": "learned rates and decays, under gates that see each weight and its article",
+    "lstm": "learned rates and decays, and an LSTM that adds to each step",
+}
+
 
 def model_card(config: PretrainedConfig, num_parameters: int, name: str) -> str:
     """The card as Markdown with the metadata that the hub reads.
@@ -52,6 +61,7 @@ def model_card(config: PretrainedConfig, num_parameters: int, name: str) -> str:
     """
     return _CARD.format(
         parameters=f"{num_parameters:,}".replace(",", " "),
+        rule=_RULES[config.rule.kind],
         name=name,
         origin=_origin(config),
         settings=_settings("Articles one by one", config.reset)

@@ -8,7 +8,6 @@ them laid end to end (`carry`: nothing says where one ends).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +21,10 @@ from metalm.language.article_batches import ArticleRows, SegmentBatch, select_ro
 from metalm.language.cache import CacheMemory
 from metalm.language.model import LanguageModel, ModelState
 from metalm.language.reading_curves import CurveRecorder, Curves
-from metalm.language.segment_loss import SegmentLoss, SegmentScore
+from metalm.language.segment_loss import SegmentLoss, SegmentScore, lost_rows
 from metalm.meta.parameters import Parameters, split
 from metalm.meta.unroll import unroll
 from metalm.meta.update_rule import AbstractUpdateRule, Coefficients, RuleState
-
-# A row whose segment is worse than this many times the uniform guess has lost its way.
-_LOST = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +189,7 @@ class Reader:
         """
         if self.rule is None:
             return 0
-        means = score.nats.sum(0) / batch.mask.sum(0).clamp(min=1)
-        lost = means > _LOST * math.log(self.model.config.vocabulary_size)
+        lost = lost_rows(score, batch, self.model.config.vocabulary_size)
         for weight in memory.fast.values():
             lost |= ~weight.flatten(1).sum(1).isfinite()
         rows = lost.nonzero().flatten().tolist()

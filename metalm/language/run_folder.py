@@ -27,6 +27,7 @@ from typing import Any
 
 from torch import Tensor
 
+from metalm.language.configuration import from_json
 from metalm.training import checkpoint
 
 
@@ -56,9 +57,9 @@ class RunFolder:
         Raises:
             ValueError: the folder belongs to a run with another configuration.
         """
-        wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+        wanted = _as_json(config)
         if self.configuration_path.exists():
-            found = self.read_configuration()
+            found = _with_defaults(type(config), self.read_configuration())
             differing = sorted(_differences(found, wanted))
             if differing:
                 raise ValueError(
@@ -118,6 +119,18 @@ class RunFolder:
                 f"run train.py with the same options and --stages {name}"
             )
         return checkpoint.load(self.weights(name))
+
+
+def _as_json(config: Any) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def _with_defaults(kind: type[Any], found: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the settings that did not exist when it was written."""
+    try:
+        return _as_json(from_json(kind, found))
+    except (TypeError, ValueError, AttributeError):  # of another version, or no configuration
+        return found
 
 
 def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:

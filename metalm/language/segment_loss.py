@@ -12,6 +12,9 @@ from metalm.language.article_batches import SegmentBatch
 from metalm.language.model import LanguageModel, ModelState
 from metalm.meta.parameters import Parameters, call
 
+# A row whose segment is worse than this many times the uniform guess has lost its way.
+_LOST = 2.0
+
 
 class SegmentScore(NamedTuple):
     """What is known of a segment before anything is learnt from it."""
@@ -51,6 +54,12 @@ class SegmentLoss:
             ),
             output.state,
         )
+
+
+def lost_rows(score: SegmentScore, batch: SegmentBatch, vocabulary_size: int) -> Tensor:
+    """Which rows scored far worse than a uniform guess, bool [rows]: their fast weights misled."""
+    means = score.nats.sum(0) / batch.mask.sum(0).clamp(min=1)
+    return means > _LOST * math.log(vocabulary_size)
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:

@@ -20,14 +20,19 @@ import torch
 
 from metalm.language.articles import ArticleSet, Corpus
 from metalm.language.base_training import BaseTraining, one_cycle
-from metalm.language.meta_training import MetaTraining, MetaTrainingConfig, starting_rule
+from metalm.language.meta_training import (
+    MetaTraining,
+    MetaTrainingConfig,
+    refuse_impossible,
+    starting_rule,
+)
 from metalm.language.model import LanguageModel
 from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
 from metalm.language.statistics import token_counts
 from metalm.language.trained import count_gradients, load_rule
 from metalm.meta.parameters import choose
-from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.meta.rules.kinds import LearnedRule
 from metalm.training.loop import run
 from metalm.training.record import Record
 from metalm.training.state import pack, unpack
@@ -70,10 +75,12 @@ class Stages:
         """Checks that these stages can run one after the other, before the first of them does.
 
         Raises:
-            ValueError: an unknown stage, or one whose predecessor neither has finished nor comes
-                before it.
+            ValueError: an unknown stage, one whose predecessor neither has finished nor comes
+                before it, or a joint training that has no such rule.
         """
         refuse_unknown(names)
+        if "joint" in names:
+            refuse_impossible(self.config.rule, self.config.joint.mode)
         for place, name in enumerate(names):
             for before in _BEFORE[name]:
                 if before not in names[:place] and not self.folder.has(name):
@@ -184,12 +191,12 @@ class Stages:
         self._run("joint", training, steps)
         self._save("joint", model=model.state_dict(), rule=rule.state_dict())
 
-    def _new_rule(self, model: LanguageModel) -> LearnedRates:
+    def _new_rule(self, model: LanguageModel) -> LearnedRule:
         """The rule before training, with statistics of the base's training articles."""
         config = self.config.rule
         names = choose(model, config.adapt)
         rms = count_gradients(self.config, model, self.base_articles, names, config.segment)
-        return starting_rule(rms, config)
+        return starting_rule(rms, config, self.config.seed)
 
     # ---- shared ----
 

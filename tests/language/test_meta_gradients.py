@@ -306,13 +306,14 @@ def test_a_rules_state_begins_anew_with_each_article(order, tiny_model, articles
         Counting(),
         ("embedding.weight", "decoder.bias"),
         articles,
-        RuleTrainingConfig(learning_rate=0.0, **SIZES | {"unroll": 1, "order": order}),
+        RuleTrainingConfig(learning_rate=0.0, **SIZES | {"unroll": 2, "order": order}),
         lambda index: 1.0,
         6,
     )
     for index in range(8):
         training.step(index)
-        expected = [-(-position // 3) for _, position in training.passes.rows.positions]
+        # Two updates a step of up to six tokens, also where the article ends in the first.
+        expected = [2 * -(-position // 6) for _, position in training.passes.rows.positions]
         assert training.rule_state["updates"].tolist() == expected
     assert training.passes.state_dict()["entered"] > 3
 

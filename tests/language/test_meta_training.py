@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from metalm.language.meta_training import (
     starting_rule,
 )
 from metalm.meta.parameters import choose
+from metalm.meta.rules.gated import Gated
+from metalm.meta.rules.kinds import RuleKind
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.rules.rms_decay import RmsDecay
 from metalm.meta.update_rule import AbstractUpdateRule
@@ -152,7 +155,7 @@ class Reference:
 @pytest.mark.parametrize("granularity", ["tensor", "row"])
 @pytest.mark.parametrize("adapt", ["some", "all"])
 @pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize("unroll", [1, UNROLL])
+@pytest.mark.parametrize("unroll", [UNROLL, 3])
 def test_steps_equal_plain_autograd(
     meta_training,
     articles,
@@ -164,15 +167,12 @@ def test_steps_equal_plain_autograd(
     adapt,
     granularity,
 ):
-    """Rows end inside of an unroll and take new articles.
-
-    A single update comes after the loss: the rule learns nothing from it, W_0 does.
-    """
+    """Rows end inside of an unroll and take new articles."""
     config = dataclasses.replace(JOINT if joint else FROZEN, unroll=unroll)
     training = meta_training(joint, adapt, granularity, config=config)
     reference = Reference(training, articles, plain_nats, plain_state, learned_update)
     start = {name: weight.clone() for name, weight in training.rule.state_dict().items()}
-    for index in range(10 // unroll):
+    for index in range(12 // unroll):
         found, expected = training.step(index), reference.step(index)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
@@ -181,7 +181,7 @@ def test_steps_equal_plain_autograd(
     for name, weight in reference.rule.state_dict().items():
         torch.testing.assert_close(training.rule.state_dict()[name], weight, rtol=1e-6, atol=1e-8)
     moved = [n for n, w in training.rule.state_dict().items() if not torch.equal(w, start[n])]
-    assert len(moved) == (4 * len(training.rule.names) if unroll > 1 else 0)
+    assert len(moved) == 4 * len(training.rule.names)
     for name, leaf in reference.leaves.items():
         weight = training.model.get_parameter(name).detach()
         torch.testing.assert_close(weight, leaf.detach(), rtol=1e-6, atol=1e-8)
@@ -299,13 +299,9 @@ def test_a_row_that_blows_up_falls_back_and_is_counted(breaking, joint, strike):
     assert training.step(1)["fallbacks"] == 0
 
 
-@pytest.mark.parametrize("unroll", [1, 2])
-def test_nobody_learns_from_a_gradient_that_is_not_finite(meta_training, unroll):
-    """The first row's weights are finite and so large that the gradient is not.
-
-    After a single update the rule's own gradient is zero, and says nothing of it.
-    """
-    training = meta_training(True, "all", config=dataclasses.replace(JOINT, unroll=unroll))
+def test_nobody_learns_from_a_gradient_that_is_not_finite(meta_training):
+    """The first row's weights are finite and so large that the gradient is not."""
+    training = meta_training(True, "all")
     training.step(0)
     for weight in training.fast.values():
         weight[0] *= 1e200
@@ -316,11 +312,73 @@ def test_nobody_learns_from_a_gradient_that_is_not_finite(meta_training, unroll)
         assert torch.equal(parameter, old)
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_row_with_huge_but_finite_weights_falls_back_at_once(meta_training, joint):
+    """Its article goes on after that step; in the next one everybody learns again."""
+    training = meta_training(joint)
+    training.step(0)
+    while max(left := tokens_left(training)) <= UNROLL * SEGMENT:
+        training.step(0)
+    row = left.index(max(left))
+    for weight in training.fast.values():
+        weight[row] *= 1e200
+    values = training.step(1)
+    assert all(weight.isfinite().all() for weight in training.fast.values())
+    assert (values["fallbacks"], values["skipped"]) == (1, 1)
+    for name, weight in training.fast.items():
+        assert torch.equal(weight[row], training.slow[name])
+    assert not training.state[0].hidden[row].any()
+    assert tokens_left(training)[row] > 0
+    values = training.step(2)
+    assert (values["fallbacks"], values["skipped"]) == (0, 0)
+
+
+def tokens_left(training):
+    return [LENGTHS[number] - at for number, at in training.passes.rows.positions]
+
+
+@pytest.mark.parametrize("kind", [RuleTrainingConfig, JointTrainingConfig])
+def test_an_unroll_that_trains_no_rule_is_refused(kind):
+    with pytest.raises(ValueError, match=r"trains no rule, .*expected unroll >= 2 .* found 1; do"):
+        kind(unroll=1)
+    with pytest.raises(ValueError, match=r"expected unroll >= 1 in mode 'forward', found 0"):
+        kind(unroll=0, mode="forward")
+    assert kind(unroll=1, mode="forward").unroll == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "gates"}, "expected 'rates', 'gated', 'lstm', found 'gates'"),
+        ({"hidden": 3}, "a rule of kind 'rates' has no setting 'hidden'"),
+        ({"kind": "lstm", "sees": ("loss",)}, "a rule of kind 'lstm' has no setting 'sees'"),
+        ({"kind": "gated", "sees": ("tea",)}, "the gates cannot see 'tea'"),
+        ({"kind": "gated", "hidden": -1}, "impossible hidden layer"),
+        ({"kind": "gated", "mode": "forward"}, "AbstractStepRule, found Gated; .*mode='reverse'"),
+    ],
+)
+def test_rules_that_do_not_exist_are_refused_with_the_configuration(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RuleTrainingConfig(**settings)
+
+
+def test_settings_reach_the_starting_rule(tiny_model, statistics):
+    rms = statistics(tiny_model())
+    config = RuleTrainingConfig(kind="gated", hidden=3, sees=("loss", "rms"))
+    rule, other = starting_rule(rms, config, seed=1), starting_rule(rms, config, seed=2)
+    assert isinstance(rule, Gated)
+    assert (rule.hidden, rule.sees, rule.sees_of_row) == (3, ("rms",), ("loss",))
+    assert not torch.equal(rule.from_row, other.from_row)
+    assert starting_rule(rms, RuleTrainingConfig(kind="lstm")).hidden == 8
+    assert starting_rule(rms, RuleTrainingConfig(kind="lstm", hidden=2)).hidden == 2
+
+
+@pytest.mark.parametrize("kind", get_args(RuleKind))
 @pytest.mark.parametrize("granularity", ["tensor", "row"])
-def test_the_starting_rule_is_krauses(tiny_model, statistics, granularity):
+def test_the_starting_rule_is_krauses(tiny_model, statistics, granularity, kind):
     model = tiny_model()
     rms = statistics(model)
-    rule = starting_rule(rms, RuleTrainingConfig(granularity=granularity))
+    rule = starting_rule(rms, RuleTrainingConfig(granularity=granularity, kind=kind))
     mean = sum(float(tensor.mean()) for tensor in rms.values()) / len(rms)
     krause = RmsDecay(rms, 2e-4, 1e-3, 0.7 * mean)
     slow = {name: weight.detach() for name, weight in model.named_parameters()}
