@@ -78,7 +78,7 @@ class MetaTrainingConfig:
         least = 1 if self.mode == "forward" else 2
         if self.unroll < least:
             raise ValueError(
-                f"a meta-gradient through {self.unroll} updates trains no rule, since a segment is "
+                f"an unroll of {self.unroll} trains no rule, since a segment is "
                 "scored before it is learnt from and no score comes after the last update; "
                 f"expected unroll >= {least} in mode {self.mode!r}, found {self.unroll}; do raise "
                 "unroll, or use mode 'forward', which looks further back"
