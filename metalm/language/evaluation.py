@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from metalm.analysis.scores import ArticleScores, Scores
 from metalm.analysis.traces import QUANTITIES, Trace
 from metalm.language.articles import Article, ArticleSet
-from metalm.language.cache import CacheConfig, mixed_nats
+from metalm.language.cache import CacheConfig
+from metalm.language.copies import nats_of_copies
 from metalm.language.methods import NAMES, Learning, Method, ModelName, TrainedModels
 from metalm.language.reading import CacheGrid, Reader, Readings
 from metalm.language.reading_curves import CurveRecorder, Curves, along_articles
@@ -30,6 +31,7 @@ from metalm.language.tuning import (
     TuningConfig,
     choose_settings,
     tune,
+    tune_copies,
     tuning_text,
 )
 from metalm.language.vocabulary import split_words
@@ -86,27 +88,36 @@ def tune_all(
         other: trials of another reading mode, from whose best settings the search begins.
         report: told every trial.
         keep: told all trials whenever a way of learning is done.
-        ablations: whether metalm with W_0 frozen is compared too (see `compared_methods`).
+        ablations: whether what `compared_methods` adds for them is tuned too.
     """
     text = tuning_text(articles, config, mode)
     trials: Trials = dict(known or {})
     for name, learning, model in TUNED:
-        if name in trials or model not in models.models:
+        if model not in models.models or (learning == "rule" and not ablations):
             continue
         if learning in ("rule", "joint") and learning not in models.rules:
-            continue
-        if learning == "rule" and not ablations:
             continue
 
         def tell(trial: Trial, name: str = name) -> None:
             if report is not None:
                 report(name, trial)
 
-        start = _start((other or {}).get(name, []), config, learning)
-        trials[name] = tune(models, learning, model, text, config, tell, start)
-        if keep is not None:
-            keep(trials)
+        if name not in trials:
+            start = _start((other or {}).get(name, []), config, learning)
+            trials[name] = tune(models, learning, model, text, config, tell, start)
+            if keep is not None:
+                keep(trials)
+        if _in_two(learning, ablations) and not any(len(t.multiples) > 1 for t in trials[name]):
+            more = tune_copies(models, learning, model, text, config, trials[name], tell)
+            trials[name] = [*trials[name], *more]
+            if keep is not None and more:
+                keep(trials)
     return trials
+
+
+def _in_two(learning: Learning, ablations: bool) -> bool:
+    """Whether a way of learning is tried with two rates: metalm, and the rival as an ablation."""
+    return learning == "joint" or (learning == "rms" and ablations)
 
 
 def _start(
@@ -124,7 +135,8 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
 
     Args:
         trials: of every way of learning that is compared.
-        ablations: whether metalm is there with W_0 frozen too, and at its longest segments.
+        ablations: whether metalm is there with W_0 frozen too, and at its longest segments, and
+            dynamic evaluation with two rates.
     """
     methods: list[Method] = []
     for name, learning, model in TUNED:
@@ -134,15 +146,21 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
             methods.append(
                 Method(name="metalm, not learning", model="joint", learning="none", segment=64)
             )
-        alone = choose_settings(trials[name], cached=False)
-        cached = choose_settings(trials[name], cached=True)
-        if alone.cached_perplexity < cached.cached_perplexity * _AS_GOOD:
-            cached = alone
-        methods.append(_method(NAMES[learning], learning, model, alone, None))
-        if learning == "rule":  # an ablation: what adds to it is not asked
-            continue
-        title = "cache" if learning == "none" else f"{NAMES[learning]} + cache"
-        methods.append(_method(title, learning, model, cached, cached.cache))
+        for copies, suffix in ((1, ""), (2, ", two rates")):
+            if copies > 1 and not _in_two(learning, ablations):
+                continue
+            if not any(len(trial.multiples) == copies for trial in trials[name]):
+                continue
+            alone = choose_settings(trials[name], cached=False, copies=copies)
+            cached = choose_settings(trials[name], cached=True, copies=copies)
+            if alone.cached_perplexity < cached.cached_perplexity * _AS_GOOD:
+                cached = alone
+            title = NAMES[learning] + suffix
+            methods.append(_method(title, learning, model, alone, None))
+            if learning == "rule":  # an ablation: what adds to it is not asked
+                continue
+            title = "cache" if learning == "none" else f"{title} + cache"
+            methods.append(_method(title, learning, model, cached, cached.cache))
     longest = max((t.segment for t in trials.get("joint", [])), default=0)
     main = [m for m in methods if m.name == NAMES["joint"]]
     if ablations and main and main[0].segment != longest:
@@ -162,6 +180,7 @@ def _method(
         segment=trial.segment,
         settings=trial.settings,
         cache=cache,
+        multiples=trial.multiples,
     )
 
 
@@ -190,15 +209,18 @@ def score_split(
     cost: dict[str, dict[str, float]] = {}
     traces: list[Trace] = []
     words = [article.words for article in articles]
-    for group in _sharing_a_reading(methods):
+    read: dict[str, _Read] = {}
+    for key, group in _sharing_a_reading(methods).items():
         grid = _grid([method.cache for method in group if method.cache is not None])
-        readings, spent = _read_or_recall(
-            models, group[0], grid, articles, mode, store, rows, progress
-        )
-        for method in group:
-            losses[method.name] = _split_at(_nats(readings, method, grid), lengths)
-            cost[method.name] = spent
-        traces += _traces(group[0].name, readings.curves, words)
+        copy = _copy_of(group[0], key)
+        readings, spent = _read_or_recall(models, copy, grid, articles, mode, store, rows, progress)
+        read[key] = _Read(readings, spent, grid)
+        if any(len(method.multiples) == 1 for method in group):
+            traces += _traces(copy.name, readings.curves, words)
+    for method in methods:
+        copies = [read[_key(copy)] for copy in method.copies()]
+        losses[method.name] = _split_at(_nats(copies, method), lengths)
+        cost[method.name] = _cost([copy.spent for copy in copies])
     names = tuple(method.name for method in methods)
     scored = tuple(
         _article_scores(article, {name: losses[name][number] for name in names})
@@ -301,15 +323,41 @@ def _article_scores(article: Article, losses: Mapping[str, NDArray[np.float64]])
     )
 
 
-def _sharing_a_reading(methods: Sequence[Method]) -> list[list[Method]]:
-    """Methods that differ in their cache only, together."""
+class _Read(NamedTuple):
+    """A finished reading."""
+
+    readings: Readings
+    spent: Mapping[str, float]
+    grid: CacheGrid | None
+
+
+def _sharing_a_reading(methods: Sequence[Method]) -> dict[str, list[Method]]:
+    """Methods that have a fast copy in common, by its key; those of one copy first."""
     groups: dict[str, list[Method]] = {}
-    for method in methods:
-        key = json.dumps(
-            [method.model, method.learning, method.segment, sorted(method.settings.items())]
-        )
-        groups.setdefault(key, []).append(method)
-    return list(groups.values())
+    for method in sorted(methods, key=lambda method: len(method.multiples)):
+        for copy in method.copies():
+            groups.setdefault(_key(copy), []).append(method)
+    return groups
+
+
+def _key(copy: Method) -> str:
+    """What a reading depends on, but for its cache."""
+    return json.dumps([copy.model, copy.learning, copy.segment, sorted(copy.settings.items())])
+
+
+def _copy_of(method: Method, key: str) -> Method:
+    (copy,) = [copy for copy in method.copies() if _key(copy) == key]
+    return copy
+
+
+def _cost(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What several copies, read one after the other, cost together."""
+    cost = dict(spent[0])
+    cost["tokens_per_second"] = 1 / sum(1 / of_copy["tokens_per_second"] for of_copy in spent)
+    cost["fallbacks"] = sum(of_copy["fallbacks"] for of_copy in spent)
+    if "peak_memory_bytes" in cost:
+        cost["peak_memory_bytes"] = max(of_copy["peak_memory_bytes"] for of_copy in spent)
+    return cost
 
 
 def _grid(caches: Sequence[CacheConfig]) -> CacheGrid | None:
@@ -320,17 +368,13 @@ def _grid(caches: Sequence[CacheConfig]) -> CacheGrid | None:
     return CacheGrid(thetas=thetas, window=window)
 
 
-def _nats(readings: Readings, method: Method, grid: CacheGrid | None) -> list[NDArray[np.float64]]:
+def _nats(copies: Sequence[_Read], method: Method) -> list[NDArray[np.float64]]:
+    readings = [copy.readings for copy in copies]
     if method.cache is None:
-        return readings.nats
+        return nats_of_copies(readings)
+    grid = copies[-1].grid
     assert grid is not None
-    place = grid.thetas.index(method.cache.theta)
-    return [
-        mixed_nats(
-            torch.from_numpy(nats), torch.from_numpy(found[place]), method.cache.share
-        ).numpy()
-        for nats, found in zip(readings.nats, readings.cache, strict=True)
-    ]
+    return nats_of_copies(readings, grid.thetas.index(method.cache.theta), method.cache.share)
 
 
 def _split_at(

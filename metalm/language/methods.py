@@ -47,6 +47,23 @@ class Method:
     """Numbers of the update rule that are tuned on validation articles."""
     cache: CacheConfig | None = None
     """None for no cache."""
+    multiples: tuple[float, ...] = (1.0,)
+    """What multiplies the rate in each fast copy; several copies are mixed (`mixing.py`)."""
+
+    def copies(self) -> list[Method]:
+        """The method of each fast copy by itself, without a cache."""
+        scale = RATES.get(self.learning, "")
+        return [
+            replace(
+                self,
+                settings={**self.settings, scale: self.settings[scale] * multiple}
+                if multiple != 1.0
+                else self.settings,
+                cache=None,
+                multiples=(1.0,),
+            )
+            for multiple in self.multiples
+        ]
 
     def with_(self, **changes: Any) -> Method:
         """The same method with other values."""
@@ -70,6 +87,14 @@ STEPS: Mapping[str, float] = {
     "eps": 2.0,
     "rate_scale": 1.4,
     "decay_scale": 4.0,
+}
+
+# Which setting is the rate.
+RATES: Mapping[Learning, str] = {
+    "sgd": "rate",
+    "rms": "rate",
+    "rule": "rate_scale",
+    "joint": "rate_scale",
 }
 
 NAMES: Mapping[Learning, str] = {

@@ -38,7 +38,8 @@ class EvaluationConfig:
     modes: tuple[Literal["reset", "carry"], ...] = ("reset", "carry")
     """Reset the memories at each article, or carry on across articles."""
     ablations: tuple[Literal["reset", "carry"], ...] = ("reset",)
-    """Modes in which metalm is also scored with W_0 frozen, and at its longest segments."""
+    """Modes in which metalm is also scored with W_0 frozen and at its longest segments, and
+    dynamic evaluation with two rates."""
     rows: int = 1
     """Articles read at once; results do not depend on it."""
 
@@ -97,7 +98,7 @@ def small() -> ExperimentConfig:
         data=DataConfig(source="wikitext-2"),
         # As long as what will be read: rates that suit the first 1,500 tokens of an article are too
         # high for the rest (EXPERIMENTS.md).
-        tuning=TuningConfig(articles=5, tokens=6000),
+        tuning=TuningConfig(articles=5, tokens=6000, carry_tokens=2400, spreads=(2.0, 3.0)),
         evaluation=EvaluationConfig(rows=12),
     )
 

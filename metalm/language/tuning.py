@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from metalm.language.articles import ArticleSet
-from metalm.language.cache import CacheConfig, mixed_nats
+from metalm.language.cache import CacheConfig
+from metalm.language.copies import nats_of_copies
 from metalm.language.methods import (
     ALL_BUT_RECURRENT,
+    RATES,
     STARTS,
     STEPS,
     Learning,
@@ -48,6 +49,8 @@ class TuningConfig:
     """Validation articles, spread evenly over the split."""
     tokens: int = 2000
     """Tokens read of each, from its start."""
+    carry_tokens: int = 0
+    """Tokens read of each in the carry-on mode, where rows cannot share the work; 0: as many."""
     adapt: tuple[str, ...] = ALL_BUT_RECURRENT
     """Patterns of the parameters that dynamic evaluation adapts."""
     segments: tuple[int, ...] = (20, 10, 5)
@@ -64,6 +67,8 @@ class TuningConfig:
     """Window of the cache (as AWD-LSTM on WikiText-2)."""
     rows: int = 8
     """Articles read at once in the reset mode."""
+    spreads: tuple[float, ...] = ()
+    """Two fast copies are tried with the best rate times and over each of these numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +97,19 @@ class Trial:
     """That cache."""
     seconds: float
     """How long the reading took."""
+    multiples: tuple[float, ...] = (1.0,)
+    """What multiplies the rate in each fast copy (see `Method`)."""
 
 
 def tuning_text(articles: ArticleSet, config: TuningConfig, mode: Mode) -> TuningText:
     """The first tokens of some validation articles; laid end to end when the mode is `carry`."""
     count = min(config.articles, len(articles))
+    tokens = (config.carry_tokens or config.tokens) if mode == "carry" else config.tokens
     chosen = np.linspace(0, len(articles) - 1, count).round().astype(int)
     texts, words = [], 0
     for index in sorted(set(chosen.tolist())):
         article = articles[index]
-        texts.append(article.tokens[: config.tokens])
+        texts.append(article.tokens[:tokens])
         words += int(article.words[len(texts[-1]) - 1]) + 1
     if mode == "carry":
         texts = [np.concatenate(texts)]
@@ -113,32 +121,38 @@ def try_method(
 ) -> Trial:
     """Reads the tuning text once, and mixes the result with every cache of the grid."""
     grid = CacheGrid(thetas=config.thetas, window=config.window)
-    rule = models.rule(method)
-    reader = Reader(models.model(method), rule, models.fast_names(method), method.segment, grid)
-    readings = reader.read(text.texts, config.rows)
-    cache, nats = best_cache(readings, config)
+    copies = []
+    for copy in method.copies():
+        rule = models.rule(copy)
+        reader = Reader(models.model(copy), rule, models.fast_names(copy), copy.segment, grid)
+        copies.append(reader.read(text.texts, config.rows))
+    cache, nats = best_cache(copies, config)
     return Trial(
         segment=method.segment,
         settings=dict(method.settings),
-        perplexity=_perplexity(readings.total, text.num_words),
+        perplexity=_perplexity(total_nats(copies), text.num_words),
         cached_perplexity=_perplexity(nats, text.num_words),
         cache=cache,
-        seconds=readings.seconds,
+        seconds=sum(readings.seconds for readings in copies),
+        multiples=method.multiples,
     )
 
 
-def best_cache(readings: Readings, config: TuningConfig) -> tuple[CacheConfig, float]:
+def best_cache(copies: Sequence[Readings], config: TuningConfig) -> tuple[CacheConfig, float]:
     """The cache of the grid with the least total loss, and that loss in nats."""
-    nats = torch.from_numpy(np.concatenate(readings.nats))
-    found = torch.from_numpy(np.concatenate(readings.cache, axis=1))
     best: tuple[float, CacheConfig] | None = None
-    for theta, log_probabilities in zip(config.thetas, found, strict=True):
+    for place, theta in enumerate(config.thetas):
         for share in config.shares:
-            total = float(mixed_nats(nats, log_probabilities, share).sum())
+            total = total_nats(copies, place, share)
             if best is None or total < best[0]:
                 best = total, CacheConfig(theta=theta, share=share, window=config.window)
     assert best is not None
     return best[1], best[0]
+
+
+def total_nats(copies: Sequence[Readings], place: int | None = None, share: float = 0.0) -> float:
+    """Summed loss of all texts, read by one fast copy or several (see `nats_of_copies`)."""
+    return float(sum(nats.sum() for nats in nats_of_copies(copies, place, share)))
 
 
 def search(
@@ -241,7 +255,7 @@ def tune(
             name: value * (ratio if name in SHRINKING else 1.0)
             for name, value in best.settings.items()
         }
-        scale = "rate" if "rate" in shorter else "rate_scale"
+        scale = RATES[learning]
         fixed = {name: value for name, value in shorter.items() if name != scale}
         evaluate = evaluate_at(segment)
         trials += search(
@@ -253,9 +267,57 @@ def tune(
     return trials
 
 
-def choose_settings(trials: Sequence[Trial], *, cached: bool, segment: int | None = None) -> Trial:
-    """The best trial, with or without a cache, at one segment length or at any."""
-    among = [trial for trial in trials if segment in (None, trial.segment)]
+def tune_copies(
+    models: TrainedModels,
+    learning: Learning,
+    model: ModelName,
+    text: TuningText,
+    config: TuningConfig,
+    trials: Sequence[Trial],
+    report: Callable[[Trial], None] | None = None,
+) -> list[Trial]:
+    """Trials of two fast copies, one with a higher and one with a lower rate than the best one.
+
+    Args:
+        models: the trained weights.
+        learning: the way of learning.
+        model: whose weights it starts from.
+        text: what is read.
+        config: says how far apart the copies are.
+        trials: of one copy; the best without and with a cache are where the two come from.
+        report: told every trial.
+    """
+    alone, cached = (choose_settings(trials, cached=flag) for flag in (False, True))
+    found = []
+    for best in [alone] if alone == cached else [alone, cached]:
+        for spread in config.spreads:
+            method = Method(
+                name="",
+                model=model,
+                learning=learning,
+                segment=best.segment,
+                settings=best.settings,
+                multiples=(spread, 1 / spread),
+            )
+            found.append(try_method(models, method, text, config))
+            if report is not None:
+                report(found[-1])
+    return found
+
+
+def choose_settings(
+    trials: Sequence[Trial], *, cached: bool, segment: int | None = None, copies: int = 1
+) -> Trial:
+    """The best trial of so many copies, with or without a cache, at one segment length or at any.
+
+    Raises:
+        ValueError: there is no such trial.
+    """
+    among = [
+        trial
+        for trial in trials
+        if segment in (None, trial.segment) and len(trial.multiples) == copies
+    ]
     return min(among, key=lambda t: t.cached_perplexity if cached else t.perplexity)
 
 
@@ -276,6 +338,7 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
             "window": trial.cache.window,
         },
         "seconds": round(trial.seconds, 2),
+        "multiples": list(trial.multiples),
     }
 
 
@@ -292,4 +355,5 @@ def trial_from_json(value: Mapping[str, Any]) -> Trial:
         cached_perplexity=float(value["cached_perplexity"]),
         cache=CacheConfig(**value["cache"]),
         seconds=float(value["seconds"]),
+        multiples=tuple(float(number) for number in value.get("multiples", (1.0,))),
     )

@@ -122,7 +122,7 @@ def test_best_cache_equals_brute_force():
                     total += cost if math.isnan(cache) else -math.log(mixed)
             totals[theta, share] = total
     best = min(totals, key=totals.get)
-    config, total = best_cache(Readings(nats, found), CONFIG)
+    config, total = best_cache([Readings(nats, found)], CONFIG)
     assert (config.theta, config.share, config.window) == (*best, 6)
     assert math.isclose(total, totals[best], rel_tol=1e-9)
 
@@ -168,7 +168,7 @@ def test_a_trial_is_a_reading_of_the_tuning_text(models, articles):
     rule = GradientDescent(0.4, 0.01)
     readings = Reader(model, rule, models.rival_names, 4, grid).read(text.texts)
     assert math.isclose(found.perplexity, math.exp(readings.total / 21), rel_tol=1e-9)
-    cache, nats = best_cache(readings, CONFIG)
+    cache, nats = best_cache([readings], CONFIG)
     assert found.cache == cache
     assert math.isclose(found.cached_perplexity, math.exp(nats / 21), rel_tol=1e-9)
 
