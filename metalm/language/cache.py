@@ -49,8 +49,14 @@ class CacheMemory:
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self.keys: Tensor | None = None
-        self.tokens: Tensor | None = None
+        self._keys = torch.empty(0, 0)
+        self._tokens = torch.empty(0, dtype=torch.int64)
+        self._kept = range(0)
+
+    @property
+    def tokens(self) -> Tensor:
+        """The tokens that are kept, at most `window`, oldest first."""
+        return self._tokens[self._kept.start : self._kept.stop]
 
     def score(self, features: Tensor, targets: Tensor, thetas: Tensor) -> Tensor:
         """Scores a segment, each token from the pairs before it, then keeps the segment's pairs.
@@ -64,21 +70,50 @@ class CacheMemory:
             log p_cache of each target, [flatnesses, time]: -inf where the token is not in the
             cache, nan where the cache is still empty.
         """
-        time = len(targets)
-        keys = features if self.keys is None else torch.cat((self.keys, features))
-        tokens = targets if self.tokens is None else torch.cat((self.tokens, targets))
-        past = len(tokens) - time
+        time, past = len(targets), len(self._kept)
+        keys, tokens = self._append(features, targets)
         distance = torch.arange(past, past + time, device=tokens.device).unsqueeze(
             1
-        ) - torch.arange(len(tokens), device=tokens.device)
+        ) - torch.arange(past + time, device=tokens.device)
         seen = (distance > 0) & (distance <= self.window)  # [time, past + time]
-        products = features @ keys.t()
-        scaled = thetas.view(-1, 1, 1) * products.masked_fill(~seen, -torch.inf)
-        matches = seen & (tokens == targets.unsqueeze(1))
-        log_probabilities = torch.logsumexp(scaled.masked_fill(~matches, -torch.inf), -1)
-        log_probabilities -= torch.logsumexp(scaled, -1)
-        self.keys, self.tokens = keys[-self.window :], tokens[-self.window :]
-        return log_probabilities.masked_fill(~seen.any(-1), torch.nan)
+        products = (features @ keys.t()).masked_fill_(~seen, -torch.inf)
+        highest = products.amax(-1, keepdim=True)
+        products -= highest.masked_fill(highest == -torch.inf, 0.0)
+        rows, columns = (seen & (tokens == targets.unsqueeze(1))).nonzero(as_tuple=True)
+        matching = products[rows, columns]
+        weights = torch.empty_like(products)
+        found = []
+        for theta in thetas.to(products):
+            total = torch.mul(products, theta, out=weights).exp_().sum(-1).log()
+            found.append(_sum_in_rows(theta * matching, rows, time) - total)
+        return torch.stack(found).masked_fill(~seen.any(-1), torch.nan)
+
+    def _append(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts pairs behind those that are kept; returns both together, oldest first."""
+        time, kept = len(targets), self._kept
+        if kept.stop + time >= len(self._tokens):
+            # Room for as much again, so that a pair is moved once on average.
+            room = 2 * (len(kept) + time)
+            keys = features.new_empty(room, features.shape[1])
+            tokens = targets.new_empty(room)
+            if kept:
+                keys[: len(kept)] = self._keys[kept.start : kept.stop]
+                tokens[: len(kept)] = self._tokens[kept.start : kept.stop]
+            self._keys, self._tokens, kept = keys, tokens, range(len(kept))
+        end = kept.stop + time
+        self._keys[kept.stop : end] = features
+        self._tokens[kept.stop : end] = targets
+        self._kept = range(max(kept.start, end - self.window), end)
+        return self._keys[kept.start : end], self._tokens[kept.start : end]
+
+
+def _sum_in_rows(logarithms: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Log of the sum of exp of each row's numbers, [count]; -inf for a row without any."""
+    highest = logarithms.new_full((count,), -torch.inf)
+    highest = highest.scatter_reduce(0, rows, logarithms, "amax")
+    shift = highest.masked_fill(highest == -torch.inf, 0.0)
+    sums = torch.zeros_like(highest).index_add_(0, rows, (logarithms - shift[rows]).exp())
+    return sums.log() + shift
 
 
 def mixed_nats(nats: Tensor, cache_log_probabilities: Tensor, share: float) -> Tensor:
