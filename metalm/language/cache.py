@@ -71,6 +71,8 @@ class CacheMemory:
             cache, nan where the cache is still empty.
         """
         time, past = len(targets), len(self._kept)
+        if time == 0:
+            return features.new_empty(len(thetas), 0)
         keys, tokens = self._append(features, targets)
         distance = torch.arange(past, past + time, device=tokens.device).unsqueeze(
             1
@@ -91,7 +93,7 @@ class CacheMemory:
     def _append(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Puts pairs behind those that are kept; returns both together, oldest first."""
         time, kept = len(targets), self._kept
-        if kept.stop + time >= len(self._tokens):
+        if kept.stop + time > len(self._tokens):
             # Room for as much again, so that a pair is moved once on average.
             room = 2 * (len(kept) + time)
             keys = features.new_empty(room, features.shape[1])
