@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -7,8 +8,10 @@ import torch
 
 from metalm.language.articles import SCHEMA, ArticleSet
 from metalm.language.cache import CacheConfig, mixed_nats
+from metalm.language.copies import nats_of_copies
 from metalm.language.evaluation import compared_methods, score_split, tune_all
 from metalm.language.methods import Method, TrainedModels
+from metalm.language.mixing import mixture_nats
 from metalm.language.reading import CacheGrid, Reader
 from metalm.language.reading_store import ReadingStore
 from metalm.language.tuning import Trial, TuningConfig
@@ -30,6 +33,15 @@ METHODS = (
         cache=CACHES[1],
     ),
     Method(name="metalm", model="joint", learning="joint", segment=3, settings=SCALES),
+    Method(
+        name="metalm, two rates + cache",
+        model="joint",
+        learning="joint",
+        segment=3,
+        settings=SCALES,
+        cache=CACHES[1],
+        multiples=(1.0, 0.25),
+    ),
 )
 
 
@@ -70,6 +82,8 @@ def models(tiny_model, statistics):
 
 def expected_nats(models, method, texts):
     """Token losses of one method, without the code that shares readings."""
+    if len(method.multiples) > 1:
+        return expected_of_copies(models, method, texts)
     grid = None if method.cache is None else CacheGrid(thetas=(method.cache.theta,), window=6)
     names = models.fast_names(method)
     reader = Reader(models.model(method), models.rule(method), names, method.segment, grid)
@@ -79,6 +93,25 @@ def expected_nats(models, method, texts):
     return [
         mixed_nats(torch.from_numpy(n), torch.from_numpy(c[0]), method.cache.share).numpy()
         for n, c in zip(readings.nats, readings.cache, strict=True)
+    ]
+
+
+def expected_of_copies(models, method, texts):
+    """Every copy read by itself, at its own rate, and the last one's cache."""
+    said = []
+    for multiple in method.multiples:
+        settings = {**SCALES, "rate_scale": SCALES["rate_scale"] * multiple}
+        alone = method.with_(settings=settings, cache=None, multiples=(1.0,))
+        said.append(expected_nats(models, alone, texts))
+    cache = method.cache
+    grid = CacheGrid(thetas=(cache.theta,), window=cache.window)
+    reader = Reader(
+        models.model(alone), models.rule(alone), models.fast_names(alone), alone.segment, grid
+    )
+    prior = [*[(1 - cache.share) / len(said)] * len(said), cache.share]
+    return [
+        mixture_nats([*(-copy[number] for copy in said), found[0]], prior)
+        for number, found in enumerate(reader.read(texts).cache)
     ]
 
 
@@ -104,8 +137,8 @@ def test_every_method_pays_for_every_word(models, articles, tmp_path, mode, rows
         cost = scored.cost[method.name]
         assert cost["tokens_per_second"] > 0
         assert cost["fallbacks"] == 0
-    # Methods that differ in their cache share a reading: three readings of all tokens.
-    assert sum(tokens for _, tokens, _ in told) == 3 * articles.num_tokens
+    # Methods that differ in their cache share a reading, and so do copies: four of all tokens.
+    assert sum(tokens for _, tokens, _ in told) == 4 * articles.num_tokens
 
 
 def test_methods_cost_something_different(models, articles, tmp_path):
@@ -126,7 +159,7 @@ def test_a_stopped_evaluation_goes_on_with_what_it_has_read(models, articles, tm
         models, METHODS, articles, "reset", store, 2, lambda *p: told.append(p[0])
     )
     unbroken = score_split(models, METHODS, articles, "reset", ReadingStore(tmp_path / "new"), 2)
-    assert set(told) == {"metalm"}
+    assert set(told) == {"metalm", "metalm, two rates + cache"}
     for one, other in zip(resumed.scores.articles, unbroken.scores.articles, strict=True):
         for name in resumed.scores.methods:
             np.testing.assert_array_equal(one.losses[name], other.losses[name])
@@ -204,6 +237,75 @@ def test_compared_methods_are_those_that_validation_chose():
     assert methods["cache"].cache.theta == 8.0
     assert methods["metalm, not learning"].model == "joint"
     assert methods["metalm, segments of 20"].settings == {"rate_scale": 1.0}
+
+
+def test_two_rates_are_compared_where_they_were_tried():
+    two = {"multiples": (2.0, 0.5)}
+    trials = {
+        "none": [trial(64, 9.0, 8.0)],
+        "rms": [trial(20, 7.0, 6.0, rate=1.0), replace(trial(20, 5.0, 4.0, rate=1.0), **two)],
+        "joint": [
+            trial(10, 6.0, 5.0, rate_scale=1.0),
+            replace(trial(10, 4.0, 3.5, rate_scale=1.0), **two),
+            replace(trial(10, 4.5, 3.0, rate_scale=1.0), multiples=(3.0, 1 / 3)),
+        ],
+    }
+    methods = {method.name: method for method in compared_methods(trials)}
+    assert methods["metalm"].multiples == (1.0,)
+    assert methods["dynamic evaluation (RMS), two rates"].multiples == (2.0, 0.5)
+    assert methods["dynamic evaluation (RMS), two rates + cache"].cache.theta == 4.0
+    found = methods["metalm, two rates"]
+    assert (found.multiples, found.cache) == ((2.0, 0.5), None)
+    assert [copy.settings for copy in found.copies()] == [{"rate_scale": 2.0}, {"rate_scale": 0.5}]
+    assert methods["metalm, two rates + cache"].multiples == (3.0, 1 / 3)
+    without = [method.name for method in compared_methods(trials, ablations=False)]
+    assert "metalm, two rates + cache" in without
+    assert "dynamic evaluation (RMS), two rates" not in without
+
+
+def test_copies_at_two_rates_are_tried_around_the_best_settings(models, articles):
+    config = TuningConfig(
+        articles=2,
+        tokens=6,
+        segments=(4,),
+        rule_segments=(3,),
+        thetas=(1.0,),
+        shares=(0.1,),
+        spreads=(2.0, 4.0),
+    )
+    settings = {"rate": 0.2, "decay": 0.01, "eps": 0.7}
+    known = {
+        "none": [trial(64, 9.0, 8.0)],
+        "sgd": [trial(4, 9.0, 8.0, rate=0.1, decay=0.1)],
+        "rms": [trial(4, 7.0, 6.0, **settings), trial(4, 8.0, 7.0, **settings | {"rate": 0.1})],
+        "joint": [trial(3, 6.0, 5.0, **SCALES), trial(3, 7.0, 4.0, rate_scale=1.0, decay_scale=1)],
+    }
+    found = tune_all(models, articles, config, "reset", known)
+    pairs = [(2.0, 0.5), (4.0, 0.25)]
+    assert [t.multiples for t in found["rms"][2:]] == pairs
+    assert all(t.settings == settings for t in found["rms"][2:])
+    assert [t.multiples for t in found["joint"][2:]] == pairs * 2
+    assert [t.settings["rate_scale"] for t in found["joint"][2:]] == [1.5, 1.5, 1.0, 1.0]
+    text = [articles[index].tokens[:6] for index in (0, 2)]
+    method = Method(
+        name="", model="joint", learning="joint", segment=3, settings=SCALES, multiples=(2.0, 0.5)
+    )
+    nats = nats_of_copies(
+        [
+            Reader(models.model(copy), models.rule(copy), models.fast_names(copy), 3).read(text)
+            for copy in method.copies()
+        ]
+    )
+    words = sum(
+        int(articles[index].words[len(t) - 1]) + 1 for index, t in zip((0, 2), text, strict=True)
+    )
+    expected = math.exp(sum(of_text.sum() for of_text in nats) / words)
+    assert math.isclose(found["joint"][2].perplexity, expected, rel_tol=1e-9)
+    again = tune_all(models, articles, config, "reset", found)
+    assert again == found
+    plain = tune_all(models, articles, config, "reset", known, ablations=False)
+    assert plain["rms"] == known["rms"]
+    assert len(plain["joint"]) == 6
 
 
 def test_a_cache_shares_the_settings_that_are_as_good_without_one():

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,6 +142,11 @@ def test_tuning_text_is_spread_over_the_articles(articles):
     carried = tuning_text(articles, CONFIG, "carry")
     np.testing.assert_array_equal(np.concatenate(text.texts), *carried.texts)
     assert carried.num_words == text.num_words
+    config = replace(CONFIG, carry_tokens=4)
+    (shorter,) = tuning_text(articles, config, "carry").texts
+    starts = [text[:4] for text in text.texts]
+    np.testing.assert_array_equal(shorter, np.concatenate(starts))
+    assert tuning_text(articles, config, "reset").num_words == text.num_words
     many = TuningConfig(articles=50, tokens=3)
     assert [len(t) for t in tuning_text(articles, many, "reset").texts] == [3] * 5
 
@@ -220,3 +226,8 @@ def test_rms_settings_are_in_units_of_the_mean(models, statistics):
 def test_trials_survive_json():
     before = trial(3.25, 2, 3.0, rate=0.5, decay=1e-3)
     assert trial_from_json(trial_to_json(before)) == before
+    two = replace(before, multiples=(2.0, 0.5))
+    assert trial_from_json(trial_to_json(two)) == two
+    older = trial_to_json(before)
+    del older["multiples"]
+    assert trial_from_json(older) == before
