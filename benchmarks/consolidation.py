@@ -140,8 +140,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--static-tokens", type=int, default=10**9, help="re-read of each")
     parser.add_argument("--articles", type=int, default=10**9, help="of each set, at most")
     parser.add_argument("--related", type=float, default=0.15, help="tf-idf cosine from which on")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.3, 1.0])
-    parser.add_argument("--elasticities", type=float, nargs="+", default=[0.0, 0.1, 1.0, 10.0])
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4])
+    parser.add_argument(
+        "--elasticities", type=float, nargs="+", default=[0.0, 0.01, 0.03, 0.1, 1.0]
+    )
     parser.add_argument("--batches", type=int, default=600, help="of the Fisher's estimate")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
@@ -232,8 +234,10 @@ def try_all(
 ) -> list[dict[str, float]]:
     """Every share and elasticity: beginnings of A, and B re-read static."""
     trials: list[dict[str, float]] = results.setdefault("trials", [])
-    wanted = [(share, pull) for share in options.shares for pull in options.elasticities]
-    if len(trials) == len(wanted):
+    known = {(trial["share"], trial["elasticity"]) for trial in trials}
+    grid = [(share, pull) for share in options.shares for pull in options.elasticities]
+    wanted = [setting for setting in grid if setting not in known]
+    if not wanted:
         return trials
     beginnings, guard = cut(sets.choice, CHOSEN_BY), cut(sets.shown, options.tokens)
     words = num_words(sets.choice, CHOSEN_BY).sum()
@@ -241,7 +245,7 @@ def try_all(
     without = static(metalm, None, beginnings).sum() / words
     before = static(metalm, None, guard).sum() / guard_words
     steps = displacements(metalm, fisher, cut(sets.choice, options.tokens))
-    for share, elasticity in wanted[len(trials) :]:
+    for share, elasticity in wanted:
         started = time.time()
         setting = ConsolidationConfig(share=share, elasticity=elasticity)
         memory = LongTermMemory(metalm.model, fisher, setting)
@@ -334,7 +338,7 @@ def show(
     results.setdefault("shown", {})
     done: dict[ConsolidationConfig, str] = {}
     for name, setting in conditions.items():
-        if name in results["shown"]:
+        if results["shown"].get(name, {}).get("setting") == vars(setting):
             done[setting] = name
             continue
         if setting in done:
@@ -346,6 +350,7 @@ def show(
         read = read_in_succession(*go_on, texts[: len(before)], memory)
         memory.save(out / f"memory-{name.replace(' ', '-').replace(',', '')}.safetensors")
         found: dict[str, Any] = {
+            "setting": vars(setting),
             "static, valid": ratio(static(metalm, memory, valid) - homes[0], valid_words),
             "static, old": ratio(static(metalm, memory, old) - homes[1], old_words),
             "moved": moved(memory),
@@ -418,7 +423,8 @@ def begin(
     out: Path, options: argparse.Namespace, metalm: Metalm, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The results so far of the same model under the same options, or none."""
-    asked = {k: str(v) for k, v in vars(options).items() if k not in ("out", "threads", "run")}
+    free = ("run", "out", "threads", "shares", "elasticities")  # more trials may be added
+    asked = {name: str(value) for name, value in vars(options).items() if name not in free}
     fresh = {"options": asked, "metalm": dict(settings), "model": checksum(metalm.model)}
     path = out / "results.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
