@@ -32,10 +32,12 @@ from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
 from metalm.language.vocabulary import Vocabulary
 from metalm.training.allocator import keep_freed_memory
+from metalm.training.disk import writing
+from metalm.training.folder_lock import only_program_in
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status (2: the input was wrong)."""
+    """Runs the command line; returns the exit status (2: wrong input, or a refusing disk)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(arguments)
     try:
@@ -66,7 +68,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--modes", nargs="+", choices=MODES, help="reading modes (default: both)")
     parser.add_argument(
-        "--threads", type=int, default=0, help="processor threads (default: torch's choice)"
+        "--threads",
+        type=int,
+        default=0,
+        help="processor threads (default: the run's; one where one text is read at a time)",
     )
     parser.add_argument("--text", nargs="+", type=Path, help="score these .txt or .md files")
     parser.add_argument("--out", type=Path, help="where the report of --text goes")
@@ -103,21 +108,22 @@ def run(options: argparse.Namespace, command: str) -> Path:
             f"{own.folder} has another vocabulary than {folder.folder}; expected the one that the "
             "run was trained with; prepare the run's own data again, or restore it"
         )
-    if options.tune:
-        tune_run(config, own, folder, options.modes)
-        return folder.folder
     other = None
     if options.data is not None:
         other = open_corpus(prepare_data(config, options.data, vocabulary))
-    return evaluate(
-        config,
-        own,
-        folder,
-        split=options.split,
-        modes=options.modes,
-        command=command,
-        other=other,
-    )
+    with only_program_in(folder.folder), writing(folder.folder):
+        if options.tune:
+            tune_run(config, own, folder, options.modes)
+            return folder.folder
+        return evaluate(
+            config,
+            own,
+            folder,
+            split=options.split,
+            modes=options.modes,
+            command=command,
+            other=other,
+        )
 
 
 def run_texts(options: argparse.Namespace, command: str) -> Path:
@@ -126,15 +132,21 @@ def run_texts(options: argparse.Namespace, command: str) -> Path:
     name = re.sub(r"[^\w.-]+", "-", options.text[0].stem)
     name += f"-and-{len(texts) - 1}-more" if len(texts) > 1 else ""
     is_run = options.run is not None and (Path(options.run) / "configuration.json").exists()
-    if options.threads > 0:
-        torch.set_num_threads(options.threads)
     reader = (
         reader_of_run(RunFolder(options.run))
         if is_run
         else reader_of_pretrained(options.run or "shipped")
     )
+    # One text at a time gains nothing from a second thread, and loses much where the cores are
+    # busy: the products are small and the threads wait for each other thousands of times a second.
+    one_row = min(reader.rows, len(texts)) == 1
+    threads = options.threads or (1 if one_row else 0)
+    if threads > 0:
+        torch.set_num_threads(threads)
     folder = (Path(options.run) if is_run else Path()) / f"report-text-{name}"
-    return evaluate_texts(reader, texts, options.out or folder, command=command)
+    folder = options.out or folder
+    with only_program_in(folder), writing(folder):
+        return evaluate_texts(reader, texts, folder, command=command)
 
 
 def prepare_data(

@@ -31,10 +31,12 @@ from metalm.language.presets import PRESETS, ExperimentConfig, preset_named
 from metalm.language.run_folder import RunFolder
 from metalm.language.stages import STAGES, refuse_unknown
 from metalm.training.allocator import keep_freed_memory
+from metalm.training.disk import writing
+from metalm.training.folder_lock import only_program_in
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status (2: the input was wrong)."""
+    """Runs the command line; returns the exit status (2: wrong input, or a refusing disk)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, overrides = parse(arguments)
     try:
@@ -109,10 +111,11 @@ def run(config: ExperimentConfig, options: argparse.Namespace, command: str) -> 
         torch.set_num_threads(config.threads)
     config, corpus = open_data(config)
     folder = RunFolder(options.run or Path("runs") / Path(config.data.source).name)
-    train(config, corpus, folder, options.stages)
-    if not options.no_evaluation:
-        report = evaluate(config, corpus, folder, command=command)
-        print(f"report: {report}")
+    with only_program_in(folder.folder), writing(folder.folder):
+        train(config, corpus, folder, options.stages)
+        if not options.no_evaluation:
+            report = evaluate(config, corpus, folder, command=command)
+            print(f"report: {report}")
 
 
 if __name__ == "__main__":

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from data_prep import own_text, python_docs, synthetic, wikitext
-from data_prep.prepared import identity, not_writable, tokenizer_identity, write
+from data_prep.prepared import identity, tokenizer_identity, write
 from data_prep.text_source import TextSource
 from metalm.language.articles import MANIFEST, read_manifest
 from metalm.language.vocabulary import Kind, Vocabulary
+from metalm.training.disk import writing
 
 NAMED: Mapping[str, Callable[[], TextSource]] = {
     "python-docs": python_docs.python_docs_source,
@@ -98,16 +100,23 @@ def prepare(
     folder = _place(root, name, wanted)
     if _recorded(folder) == wanted:
         return folder
-    try:
+    with writing(folder):
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / f".{name}.lock").acquire()
-    except OSError as error:
-        raise not_writable(folder, error) from error
+        lock = _acquired(FileLock(root / f".{name}.lock"), folder)
     with lock:
         folder = _place(root, name, wanted)  # another process may have finished meanwhile
         if _recorded(folder) != wanted:
             write(text, folder, tokenizer, vocabulary_size, vocabulary)
     return folder
+
+
+def _acquired(lock: FileLock, folder: Path) -> AcquireReturnProxy:
+    """The lock; what another process prepares meanwhile is waited for, and then used."""
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another program, which prepares {folder}", file=sys.stderr)
+        return lock.acquire()
 
 
 def _already_prepared(folder: Path, kind: Kind, size: int) -> Path:

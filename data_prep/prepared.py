@@ -6,12 +6,10 @@ with the corpus. The manifest is written last and atomically: its presence means
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from metalm.language.articles import (
     file_checksum,
 )
 from metalm.language.vocabulary import Kind, Vocabulary, closed_words, learn_bpe
+from metalm.training.disk import write_at_once, writing
 
 # Characters held at once while tokenising: about 100 articles of WikiText.
 BATCH_CHARACTERS = 2_000_000
@@ -77,13 +76,14 @@ def write(
         The manifest.
 
     Raises:
-        ValueError: the text is not what it claims to be, or the folder cannot be written.
+        ValueError: the text is not what it claims to be; or the disk is full, or the folder cannot
+            be written: then nothing is left in it that takes room.
     """
     counts = count(source)
     source.check(counts)
     wanted = identity(source, kind, size, vocabulary)
     vocabulary = vocabulary or learn_vocabulary(source, kind, size)
-    try:
+    with writing(folder), _removed_if_refused(folder):
         _clear(folder)
         vocabulary.save(folder / VOCABULARY)
         splits = {}
@@ -109,13 +109,8 @@ def write(
             "splits": splits,
             "files": _describe_files(folder),
         }
-        _write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise not_writable(folder, error) from error
-    except OSError as error:
-        if error.errno == errno.EROFS:  # it has no exception class of its own
-            raise not_writable(folder, error) from error
-        raise
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        write_at_once(folder / MANIFEST, text + "\n")
     return manifest
 
 
@@ -134,12 +129,15 @@ def tokenizer_identity(kind: Kind, size: int) -> dict[str, Any]:
     return {"kind": kind, "size": size} if kind == "bpe" else {"kind": kind}
 
 
-def not_writable(folder: Path, error: OSError) -> ValueError:
-    """The message for a folder that cannot be written."""
-    return ValueError(
-        f"the prepared corpus cannot be written; expected a writable folder at {folder}, "
-        f"found {error.strerror or error}; choose another place (--out)"
-    )
+@contextmanager
+def _removed_if_refused(folder: Path) -> Iterator[None]:
+    """What is unfinished leaves the full disk; it would be written anew anyway."""
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            _clear(folder)
+        raise
 
 
 def _clear(folder: Path) -> None:
@@ -223,12 +221,3 @@ def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
         for path in paths
         if path.is_file()
     }
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -20,13 +20,17 @@ ARROWS = {
     "metalm/language": ("metalm.meta", "metalm.training", "metalm.analysis", "metalm.adapt"),
     "metalm/fewshot": ("metalm.meta", "metalm.training", "metalm.analysis"),
     "metalm/learned_optimizers": ("metalm.meta", "metalm.training", "metalm.analysis"),
-    "data_prep": ("metalm.language.articles", "metalm.language.vocabulary"),
+    "data_prep": (
+        "metalm.language.articles",
+        "metalm.language.vocabulary",
+        "metalm.training.disk",
+    ),
 }
 
 # What these rooms may import of others; the rest is free.
 PACKAGES = {
     "metalm/meta": {"torch", "numpy", "numba"},
-    "metalm/training": {"torch", "safetensors", "tqdm"},
+    "metalm/training": {"torch", "safetensors", "tqdm", "filelock", "tensorboard"},
     "metalm/analysis": {"numpy", "matplotlib", "plotly", "rich"},
     "metalm/adapt": {"torch", "numpy"},
 }

@@ -1,6 +1,7 @@
 """A run's folder: its configuration, and what its stages leave.
 
 configuration.json        what the run was asked for
+.lock                     held by the program that works in the folder; .lock-holder.json names it
 vocabulary/               the tokenizer
 base.safetensors          the language model after ordinary training
 control.safetensors       the same, gone on ordinarily for as many tokens: the rivals' base
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from metalm.language.configuration import from_json
 from metalm.training import checkpoint
+from metalm.training.disk import write_at_once, writing
 
 
 class RunFolder:
@@ -55,7 +56,8 @@ class RunFolder:
         """Writes the configuration, or checks that it is the one already there.
 
         Raises:
-            ValueError: the folder belongs to a run with another configuration.
+            ValueError: the folder belongs to a run with another configuration, or cannot be
+                written.
         """
         wanted = _as_json(config)
         if self.configuration_path.exists():
@@ -70,10 +72,9 @@ class RunFolder:
                     "options to continue it"
                 )
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.configuration_path.with_suffix(".partial")
-        temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.configuration_path)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_at_once(self.configuration_path, json.dumps(wanted, indent=2) + "\n")
 
     def read_configuration(self) -> dict[str, Any]:
         """The configuration as JSON.

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from metalm.training.disk import write_at_once
+
 Kind = Literal["word", "bpe"]
 END_OF_LINE = 0
 END_OF_LINE_TEXT = "\n"
@@ -150,10 +152,10 @@ class Vocabulary:
         """Write the folder `path`: the tokenizer, and a description with the kind and the size."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / TOKENIZER_FILE).write_text(self._tokenizer.to_str(), encoding="utf-8")
+        write_at_once(folder / TOKENIZER_FILE, self._tokenizer.to_str())
         description = {"kind": self.kind, "size": self.size, "end_of_line": END_OF_LINE}
         text = json.dumps(description, indent=2) + "\n"
-        (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+        write_at_once(folder / DESCRIPTION_FILE, text)
 
     @classmethod
     def load(cls, path: Path | str) -> Vocabulary:

@@ -18,8 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from metalm.training.disk import writing
+
 _FORMAT = "metalm-checkpoint-1"
 _ADVICE = "delete it, and the same command makes it again or continues from an older one"
+_LEFT = (".checkpoint-*.partial", ".tmp??????")
 _NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
 
 
@@ -32,22 +35,24 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
         meta: anything that JSON can hold, with text as keys; numbers come back exactly.
 
     Raises:
-        ValueError: the meta is not JSON.
+        ValueError: the meta is not JSON; or the disk is full, or the place cannot be written: then
+            the old file is as it was.
     """
     path = Path(path)
     text = _to_json(path, meta)
     unique, aliases = _untie(tensors)
     header = {"format": _FORMAT, "meta": text, "aliases": json.dumps(aliases, sort_keys=True)}
     header["sha256"] = _digest(unique, header)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(unique, temporary, metadata=header)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(unique, temporary, metadata=header)
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -117,10 +122,12 @@ def save_step(
     """Save the checkpoint after so many steps, then drop all but the `keep` newest up to it."""
     path = step_path(folder, step)
     save(path, tensors, meta)
-    for old in [saved for saved in saved_steps(folder) if saved <= step][:-keep]:
-        step_path(folder, old).unlink(missing_ok=True)
-    for left in Path(folder).glob(".checkpoint-*.partial"):
-        left.unlink(missing_ok=True)
+    old = [step_path(folder, saved) for saved in saved_steps(folder) if saved <= step][:-keep]
+    # What killed runs left half-written, under our names and under those of safetensors.
+    left = [found for pattern in _LEFT for found in Path(folder).glob(pattern)]
+    with writing(folder):
+        for file in (*old, *left):
+            file.unlink(missing_ok=True)
     return path
 
 

@@ -17,22 +17,29 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from metalm.training.disk import GrowingFile, writing
+from metalm.training.events import Events
+
 
 class Record:
     """Appends measurements to folder/metrics.jsonl and to TensorBoard events in the folder.
 
     One training, one folder: `rewind` cuts what a killed run wrote after its last checkpoint.
+
+    Raises:
+        ValueError: here and in the methods, what is written does not fit the disk, or may not be.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
         self.path = Path(folder) / "metrics.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._events: Any = None
+        self._events: Events | None = None
         self._purge_step: int | None = None
         self._wants_events = tensorboard
-        self._lines = len(_complete_lines(self.path))
-        self._cut(self._lines)
-        self._file: IO[str] = self.path.open("a", encoding="utf-8")
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines = len(_complete_lines(self.path))
+            self._cut(self._lines)
+            self._file = GrowingFile(self.path)
 
     @property
     def num_lines(self) -> int:
@@ -47,28 +54,29 @@ class Record:
         """
         refuse_non_finite(values, f"the measurement {kind!r} at step {step}")
         line = {"kind": kind, "step": step, "seconds": round(seconds, 3), "values": dict(values)}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        self._lines += 1
-        if self._wants_events:
-            events = self._open_events()
-            for name, value in values.items():
-                events.add_scalar(f"{kind}/{name}", value, step)
+        with writing(self.path):
+            self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
+            self._lines += 1
+            if self._wants_events:
+                events = self._open_events()
+                for name, value in values.items():
+                    events.add_scalar(f"{kind}/{name}", value, step)
 
     def rewind(self, num_lines: int, step: int) -> None:
         """Keep the first lines only, and hide TensorBoard events past the step."""
         self._file.close()
-        self._cut(num_lines)
-        self._lines = min(self._lines, num_lines)
-        self._file = self.path.open("a", encoding="utf-8")
+        with writing(self.path):
+            self._cut(num_lines)
+            self._lines = min(self._lines, num_lines)
+            self._file = GrowingFile(self.path)
         self._purge_step = step + 1
 
     def flush(self) -> None:
         """Bring everything to the disk, so that a kill loses nothing written before."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        if self._events is not None:
-            self._events.flush()
+        with writing(self.path):
+            self._file.flush()
+            if self._events is not None:
+                self._events.flush()
 
     def close(self) -> None:
         """Close the files."""
@@ -87,12 +95,9 @@ class Record:
     ) -> None:
         self.close()
 
-    def _open_events(self) -> Any:
+    def _open_events(self) -> Events:
         if self._events is None:
-            # Imported late: it takes seconds, and only a run that writes needs it.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(str(self.path.parent), purge_step=self._purge_step)
+            self._events = Events(self.path.parent, self._purge_step)
         return self._events
 
     def _cut(self, num_lines: int) -> None:

@@ -132,7 +132,7 @@ def test_an_unknown_tokenizer(tmp_path):
 
 def test_a_root_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ValueError, match="expected a writable folder"):
+    with pytest.raises(ValueError, match="expected a folder to write into"):
         prepare("synthetic", tokenizer="word", root=tmp_path / "file")
 
 
