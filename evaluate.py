@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-from data_prep.corpora import prepare
 from data_prep.own_text import read_texts
 from metalm.language.articles import open_corpus
 from metalm.language.configuration import from_json
@@ -153,6 +152,9 @@ def prepare_data(
     config: ExperimentConfig, source: str, vocabulary: Vocabulary | None = None
 ) -> Path:
     """The prepared folder of a corpus, with the run's own vocabulary if one is given."""
+    # Imported late: it takes half a second, and single texts are read without it.
+    from data_prep.corpora import prepare
+
     return prepare(
         source,
         tokenizer=config.data.tokenizer,

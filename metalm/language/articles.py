@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from datasets import load_from_disk
 from numpy.typing import NDArray
 
 from metalm.language.vocabulary import Vocabulary
@@ -250,6 +249,9 @@ def _check_file(folder: Path, name: str, recorded: dict[str, Any]) -> None:
 
 
 def _open_split(folder: Path, split: str, recorded: dict[str, int]) -> ArticleSet:
+    # Imported late: it takes half a second, and single texts are read without it.
+    from datasets import load_from_disk
+
     articles = ArticleSet(load_from_disk(str(folder / split)).data.table)
     found = {
         "articles": len(articles),
