@@ -92,21 +92,31 @@ class CacheMemory:
 
     def _append(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Puts pairs behind those that are kept; returns both together, oldest first."""
-        time, kept = len(targets), self._kept
-        if kept.stop + time > len(self._tokens):
-            # Room for as much again, so that a pair is moved once on average.
-            room = 2 * (len(kept) + time)
-            keys = features.new_empty(room, features.shape[1])
-            tokens = targets.new_empty(room)
-            if kept:
-                keys[: len(kept)] = self._keys[kept.start : kept.stop]
-                tokens[: len(kept)] = self._tokens[kept.start : kept.stop]
-            self._keys, self._tokens, kept = keys, tokens, range(len(kept))
+        time = len(targets)
+        if self._kept.stop + time > len(self._tokens):
+            self._make_room(features, time)
+        kept = self._kept
         end = kept.stop + time
         self._keys[kept.stop : end] = features
         self._tokens[kept.stop : end] = targets
         self._kept = range(max(kept.start, end - self.window), end)
         return self._keys[kept.start : end], self._tokens[kept.start : end]
+
+    def _make_room(self, like: Tensor, time: int) -> None:
+        """Moves the pairs to the front, of a larger block if they would fill half of this one.
+
+        A full block is used again: one that is given up for its like leaves a hole in memory.
+        """
+        kept = self._kept
+        keys, tokens = self._keys, self._tokens
+        if kept.start < len(kept) + time:
+            room = 2 * (len(kept) + time)
+            keys = like.new_empty(room, like.shape[1])
+            tokens = torch.empty(room, dtype=torch.int64, device=like.device)
+        if kept:
+            keys[: len(kept)] = self._keys[kept.start : kept.stop]
+            tokens[: len(kept)] = self._tokens[kept.start : kept.stop]
+        self._keys, self._tokens, self._kept = keys, tokens, range(len(kept))
 
 
 def _sum_in_rows(logarithms: Tensor, rows: Tensor, count: int) -> Tensor:
