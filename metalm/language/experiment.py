@@ -17,12 +17,13 @@ from typing import Any
 from metalm.analysis.report import write_report
 from metalm.analysis.tables import print_tables
 from metalm.language.articles import ArticleSet, Corpus
-from metalm.language.evaluation import Scored, Trials, compared_methods, score_split, tune_all
+from metalm.language.comparison import Trials, compared_methods, tune_all
 from metalm.language.methods import TrainedModels
 from metalm.language.presets import ExperimentConfig
 from metalm.language.reading_progress import ReadingProgress
 from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
+from metalm.language.scoring import Scored, score_split
 from metalm.language.stages import Stages
 from metalm.language.trained import load_trained
 from metalm.language.tuning import Trial, trial_from_json, trial_to_json

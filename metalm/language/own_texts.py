@@ -17,8 +17,8 @@ from metalm.analysis.report import write_page
 from metalm.analysis.scores import Scores
 from metalm.analysis.tables import Cost, print_tables
 from metalm.language.articles import SCHEMA, ArticleSet
+from metalm.language.comparison import compared_methods
 from metalm.language.configuration import from_json
-from metalm.language.evaluation import compared_methods, score_split
 from metalm.language.experiment import read_trials
 from metalm.language.methods import NAMES, STARTS, Method, TrainedModels
 from metalm.language.presets import ExperimentConfig
@@ -26,6 +26,7 @@ from metalm.language.pretrained import Pretrained, ReadingMode
 from metalm.language.reading_progress import ReadingProgress
 from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
+from metalm.language.scoring import score_split
 from metalm.language.trained import load_trained
 from metalm.language.vocabulary import Vocabulary
 

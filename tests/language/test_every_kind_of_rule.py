@@ -12,7 +12,6 @@ import torch
 from metalm.language import experiment, ship
 from metalm.language import stages as stages_module
 from metalm.language.article_batches import ArticleRows
-from metalm.language.evaluation import score_split
 from metalm.language.meta_training import (
     JointTrainingConfig,
     MetaTraining,
@@ -23,6 +22,7 @@ from metalm.language.pretrained import Pretrained
 from metalm.language.reading import Reader
 from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
+from metalm.language.scoring import score_split
 from metalm.language.segment_loss import SegmentLoss
 from metalm.language.stages import Stages
 from metalm.language.trained import load_trained

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from metalm.analysis.scores import Scores
-from metalm.language import evaluation as evaluation_module
+from metalm.language import comparison as comparison_module
 from metalm.language import experiment
-from metalm.language.evaluation import score_split
 from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
+from metalm.language.scoring import score_split
 from metalm.language.trained import load_trained
 from metalm.language.tuning import trial_to_json
 
@@ -41,7 +41,7 @@ def test_every_trial_is_kept_and_none_is_repeated(copied_run, monkeypatch, capsy
         name: len(found) for name, found in trials.items()
     }
     assert capsys.readouterr().err.count("tuning (carry)") == sum(map(len, trials.values()))
-    monkeypatch.setattr(evaluation_module, "tune", None)
+    monkeypatch.setattr(comparison_module, "tune", None)
     again = experiment.tune_run(config, corpus, folder, ["carry"])["carry"]
     assert {n: [trial_to_json(t) for t in found] for n, found in again.items()} == stored
 
@@ -75,7 +75,7 @@ def test_scores_are_those_of_the_chosen_methods(copied_run, synthetic_text):
     models = load_trained(folder, config, corpus.train)
     trials = experiment.tune(config, models, corpus, folder, "reset")
     scored = experiment.score(config, models, trials, corpus.test, folder, "test", "reset")
-    methods = evaluation_module.compared_methods(trials)
+    methods = comparison_module.compared_methods(trials)
     alone = score_split(models, methods, corpus.test, "reset", ReadingStore(folder.folder / "new"))
     kept = Scores.load(folder.folder / "scores-test-reset.npz")
     assert kept.methods == alone.scores.methods == tuple(method.name for method in methods)

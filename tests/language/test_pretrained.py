@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 from metalm.language import compact, pretrained, ship
 from metalm.language.cache import CacheConfig
-from metalm.language.evaluation import score_split
 from metalm.language.pretrained import Pretrained
 from metalm.language.pretrained_config import ReadingSettings
 from metalm.language.reading import Reader
 from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
+from metalm.language.scoring import score_split
 from metalm.language.tuning import Trial, trial_to_json
 from metalm.language.vocabulary import closed_words
 from metalm.meta.rules import LearnedRates

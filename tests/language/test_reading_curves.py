@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from metalm.language.evaluation import score_split
 from metalm.language.methods import Method, TrainedModels
 from metalm.language.reading import Reader
 from metalm.language.reading_curves import (
@@ -14,6 +13,7 @@ from metalm.language.reading_curves import (
     along_articles,
 )
 from metalm.language.reading_store import ReadingStore
+from metalm.language.scoring import score_split
 from metalm.meta.rules.gated import Gated
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.update_rule import AbstractUpdateRule

@@ -8,12 +8,13 @@ import torch
 
 from metalm.language.articles import SCHEMA, ArticleSet
 from metalm.language.cache import CacheConfig, mixed_nats
+from metalm.language.comparison import compared_methods, tune_all
 from metalm.language.copies import nats_of_copies
-from metalm.language.evaluation import compared_methods, score_split, tune_all
 from metalm.language.methods import Method, TrainedModels
 from metalm.language.mixing import mixture_nats
 from metalm.language.reading import CacheGrid, Reader
 from metalm.language.reading_store import ReadingStore
+from metalm.language.scoring import score_split
 from metalm.language.tuning import Trial, TuningConfig
 from metalm.meta.rules.learned_rates import LearnedRates
 

@@ -1,7 +1,7 @@
-"""From trained weights to scores: tune on validation articles, then read a split with every method.
+"""Reading a split with every method.
 
 The static model, the rivals and metalm go through the same `Reader`; a method with a cache whose
-other settings are those of a method without one shares its reading.
+other settings are those of a method without one shares its reading, and so do fast copies.
 """
 
 from __future__ import annotations
@@ -21,38 +21,13 @@ from metalm.analysis.traces import QUANTITIES, Trace
 from metalm.language.articles import Article, ArticleSet
 from metalm.language.cache import CacheConfig
 from metalm.language.copies import nats_of_copies
-from metalm.language.methods import NAMES, Learning, Method, ModelName, TrainedModels
+from metalm.language.methods import Method, TrainedModels
 from metalm.language.reading import CacheGrid, Reader, Readings
 from metalm.language.reading_curves import CurveRecorder, Curves, along_articles
 from metalm.language.reading_store import ReadingStore
-from metalm.language.tuning import (
-    Mode,
-    Trial,
-    TuningConfig,
-    choose_settings,
-    tune,
-    tune_copies,
-    tuning_text,
-)
+from metalm.language.tuning import Mode
 from metalm.language.vocabulary import split_words
 from metalm.training.memory import peak_memory, reset_peak_memory
-
-Trials = dict[str, list[Trial]]
-"""Way of learning -> its trials; "static joint" is the joint model without learning."""
-
-# What is tuned: the name under which the trials are kept, the way of learning, and whose weights.
-TUNED: tuple[tuple[str, Learning, ModelName], ...] = (
-    ("none", "none", "control"),
-    ("sgd", "sgd", "control"),
-    ("rms", "rms", "control"),
-    ("rule", "rule", "control"),
-    ("joint", "joint", "joint"),
-)
-
-
-# With a cache, settings this close to the best count as good: those without a cache are preferred,
-# and one reading of each copy serves both. Two copies save two readings.
-_AS_GOOD = {1: 1.002, 2: 1.004}
 
 
 class Scored(NamedTuple):
@@ -64,124 +39,6 @@ class Scored(NamedTuple):
     """Method -> tokens_per_second, peak_memory_bytes (where the system tells), fallbacks."""
     traces: list[Trace]
     """What was recorded of the fast weights of the methods that learn."""
-
-
-def tune_all(
-    models: TrainedModels,
-    articles: ArticleSet,
-    config: TuningConfig,
-    mode: Mode,
-    known: Trials | None = None,
-    other: Trials | None = None,
-    report: Callable[[str, Trial], None] | None = None,
-    keep: Callable[[Trials], None] | None = None,
-    ablations: bool = True,
-) -> Trials:
-    """Trials of every way of learning whose model is there; those already known are not repeated.
-
-    Args:
-        models: the trained weights.
-        articles: the validation articles.
-        config: text and grids.
-        mode: "reset" or "carry".
-        known: trials of an earlier call.
-        other: trials of another reading mode, from whose best settings the search begins.
-        report: told every trial.
-        keep: told all trials whenever a way of learning is done.
-        ablations: whether what `compared_methods` adds for them is tuned too.
-    """
-    text = tuning_text(articles, config, mode)
-    trials: Trials = dict(known or {})
-    for name, learning, model in TUNED:
-        if model not in models.models or (learning == "rule" and not ablations):
-            continue
-        if learning in ("rule", "joint") and learning not in models.rules:
-            continue
-
-        def tell(trial: Trial, name: str = name) -> None:
-            if report is not None:
-                report(name, trial)
-
-        if name not in trials:
-            start = _start((other or {}).get(name, []), config, learning)
-            trials[name] = tune(models, learning, model, text, config, tell, start)
-            if keep is not None:
-                keep(trials)
-        if _in_two(learning, ablations) and not any(len(t.multiples) > 1 for t in trials[name]):
-            more = tune_copies(models, learning, model, text, config, trials[name], tell)
-            trials[name] = [*trials[name], *more]
-            if keep is not None and more:
-                keep(trials)
-    return trials
-
-
-def _in_two(learning: Learning, ablations: bool) -> bool:
-    """Whether a way of learning is tried with two rates: metalm, and the rival as an ablation."""
-    return learning == "joint" or (learning == "rms" and ablations)
-
-
-def _start(
-    trials: Sequence[Trial], config: TuningConfig, learning: Learning
-) -> Mapping[str, float] | None:
-    """Best settings at the segment length that is searched in full, if there are trials of it."""
-    segments = config.segments if learning in ("sgd", "rms") else config.rule_segments
-    if not any(trial.segment == segments[0] for trial in trials):
-        return None
-    return choose_settings(trials, cached=False, segment=segments[0]).settings or None
-
-
-def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
-    """The lines of the comparison, with the settings that validation chose.
-
-    Args:
-        trials: of every way of learning that is compared.
-        ablations: whether metalm is there with W_0 frozen too, and at its longest segments, and
-            dynamic evaluation with two rates.
-    """
-    methods: list[Method] = []
-    for name, learning, model in TUNED:
-        if not trials.get(name) or (learning == "rule" and not ablations):
-            continue
-        if learning == "joint":
-            methods.append(
-                Method(name="metalm, not learning", model="joint", learning="none", segment=64)
-            )
-        for copies, suffix in ((1, ""), (2, ", two rates")):
-            if copies > 1 and not _in_two(learning, ablations):
-                continue
-            if not any(len(trial.multiples) == copies for trial in trials[name]):
-                continue
-            alone = choose_settings(trials[name], cached=False, copies=copies)
-            cached = choose_settings(trials[name], cached=True, copies=copies)
-            if alone.cached_perplexity < cached.cached_perplexity * _AS_GOOD[copies]:
-                cached = alone
-            title = NAMES[learning] + suffix
-            methods.append(_method(title, learning, model, alone, None))
-            if learning == "rule":  # an ablation: what adds to it is not asked
-                continue
-            title = "cache" if learning == "none" else f"{title} + cache"
-            methods.append(_method(title, learning, model, cached, cached.cache))
-    longest = max((t.segment for t in trials.get("joint", [])), default=0)
-    main = [m for m in methods if m.name == NAMES["joint"]]
-    if ablations and main and main[0].segment != longest:
-        best = choose_settings(trials["joint"], cached=False, segment=longest)
-        name = f"metalm, segments of {longest}"
-        methods.insert(methods.index(main[0]), _method(name, "joint", "joint", best, None))
-    return methods
-
-
-def _method(
-    name: str, learning: Learning, model: ModelName, trial: Trial, cache: CacheConfig | None
-) -> Method:
-    return Method(
-        name=name,
-        model=model,
-        learning=learning,
-        segment=trial.segment,
-        settings=trial.settings,
-        cache=cache,
-        multiples=trial.multiples,
-    )
 
 
 def score_split(
