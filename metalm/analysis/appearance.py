@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from metalm.analysis.bootstrap import Interval
+from metalm.analysis.featured import adaptive_families, all_methods, featured, methods_at_rest
 from metalm.analysis.plain_text import in_plot
 from metalm.analysis.scores import STATIC, FloatArray, Scores
 
@@ -22,10 +23,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 GREYS = ("#333333", "#8A8A8A")
 GREY_DASHES = ("-", ":")
-WITH_CACHE = " + cache"
 INK = "#333333"
 DOTS_PER_INCH = 150
 PANEL_WIDTH, PANEL_HEIGHT = 6.2, 4.9
+# How far, at most, a mark stands from the middle of its place, which is one wide, and by how much
+# more for each further method.
+BESIDE_REACH, BESIDE_STEP = 0.28, 0.06
 # Inches that a legend's entry takes: its line, a letter of its text (rounded up), and its height.
 LEGEND_HANDLE, LEGEND_LETTER, LEGEND_ROW = 0.65, 0.085, 0.2
 
@@ -60,31 +63,31 @@ class Look(NamedTuple):
 
 
 def looks(scores: Sequence[Scores]) -> dict[str, Look]:
-    """One look a method, the same in every panel.
+    """One look a method, the same in every panel and different from that of every other method.
 
     A method with the cache keeps the colour and marker of the method without it, dashed and hollow;
-    methods without adaptation are grey.
+    methods without adaptation are grey. Methods that are drawn at first choose their colours first;
+    where there are more families than colours, the colours return with other markers.
     """
-    methods = list(dict.fromkeys(m for s in scores for m in s.methods))
-    at_rest = [m for m in methods if any(s.baselines.get(m) == m for s in scores)]
-    families = list(dict.fromkeys(_family(m, methods) for m in methods if m not in at_rest))
-    chosen = {}
-    for place, method in enumerate(at_rest):
-        grey = GREYS[place % len(GREYS)]
-        chosen[method] = Look(grey, ".", GREY_DASHES[place % len(GREY_DASHES)], grey)
-    for method in (m for m in methods if m not in at_rest):
-        family = _family(method, methods)
-        place = families.index(family)
-        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-        hollow = method != family
-        dashes, face = ("--", "white") if hollow else ("-", colour)
-        chosen[method] = Look(colour, marker, dashes, face)
-    return {method: chosen[method] for method in methods}
+    first = featured(scores)
+    chosen = {method: _grey_look(place) for place, method in enumerate(methods_at_rest(scores))}
+    families = sorted(
+        adaptive_families(scores).items(), key=lambda item: first.count(item[1][0]), reverse=True
+    )
+    for place, (name, members) in enumerate(families):
+        turn, colour = place // len(COLOURS), COLOURS[place % len(COLOURS)]
+        marker = MARKERS[(place + turn) % len(MARKERS)]
+        for method in members:
+            dashes, face = ("-", colour) if method == name else ("--", "white")
+            chosen[method] = Look(colour, marker, dashes, face)
+    return {method: chosen[method] for method in all_methods(scores)}
 
 
-def _family(method: str, methods: Sequence[str]) -> str:
-    base = method.removesuffix(WITH_CACHE)
-    return base if base in methods else method
+def _grey_look(place: int) -> Look:
+    turn, grey = place // len(GREYS), GREYS[place % len(GREYS)]
+    dashes = GREY_DASHES[(place + turn) % len(GREY_DASHES)]
+    marker = (".", *MARKERS)[turn // len(GREY_DASHES) % (1 + len(MARKERS))]
+    return Look(grey, marker, dashes, grey)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -157,7 +160,7 @@ def draw_bars(axis: Axes, places: FloatArray, intervals: Sequence[Interval], loo
 
 def side_by_side(number: int) -> FloatArray:
     """Shifts that put the marks of `number` methods beside one another in a place one wide."""
-    reach = min(0.28, 0.06 * (number - 1))
+    reach = min(BESIDE_REACH, BESIDE_STEP * (number - 1))
     return np.linspace(-reach, reach, number, dtype=np.float64)
 
 

@@ -1,4 +1,7 @@
-"""Plots of whole articles and of groups of words, one panel a reading mode."""
+"""Plots of whole articles and of groups of words, one panel a reading mode.
+
+Methods without a look are not drawn.
+"""
 
 from collections.abc import Mapping
 
@@ -47,12 +50,12 @@ def _draw_succession(
 ) -> None:
     total = int(course.boundaries[-1])
     step = max(1, total // MOST_POINTS)
-    for method, gains in course.gain.items():
-        look = drawn[method]
+    for method in (m for m in course.gain if m in drawn):
+        gains, look = course.gain[method], drawn[method]
         label: str | None = legend_name(method, baselines[method])
         for start, end in course.spans:
             read = np.arange(start, end, step)
-            axis.plot(read, gains[read], look.dashes, color=look.colour, linewidth=1.3, label=label)
+            axis.plot(read, gains[read], look.dashes, color=look.colour, linewidth=1.1, label=label)
             label = None
     draw_zero(axis)
     for boundary in course.boundaries[1:-1]:
@@ -76,7 +79,7 @@ def gain_by_article(results: Mapping[str, Results], drawn: Mapping[str, Look]) -
     figure, axes = new_panels(results, GAIN_LABEL)
     for axis, of_mode in zip(axes, results.values(), strict=True):
         scores = of_mode.scores
-        for method in scores.adaptive:
+        for method in (m for m in scores.adaptive if m in drawn):
             look = drawn[method]
             saved = scores.nats(scores.baselines[method]) - scores.nats(method)
             axis.scatter(
@@ -105,7 +108,8 @@ def gain_seen_and_new(results: Mapping[str, Results], drawn: Mapping[str, Look])
     figure, axes = new_panels(results, GAIN_LABEL)
     for axis, of_mode in zip(axes, results.values(), strict=True):
         seen, ago = of_mode.by_seen, of_mode.by_last_use
-        for shift, method in zip(side_by_side(len(seen.gain)), seen.gain, strict=True):
+        methods = [method for method in seen.gain if method in drawn]
+        for shift, method in zip(side_by_side(len(methods)), methods, strict=True):
             gains = enumerate([*seen.gain[method][:2], *ago.gain[method]])
             present = {place + shift: gain for place, gain in gains if gain is not None}
             places = np.array(list(present), np.float64)
@@ -121,6 +125,7 @@ def gain_seen_and_new(results: Mapping[str, Results], drawn: Mapping[str, Look])
             xycoords=("data", "axes fraction"),
             va="top",
             fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )
         words = [count_text(number) for number in (*seen.num_words[:2], *ago.num_words)]
         rows = {"": [*seen.groups[:2], *ago.groups], "words": words}

@@ -19,6 +19,7 @@ from importlib import resources
 from string import Template
 
 from metalm.analysis.appearance import Look, looks
+from metalm.analysis.featured import featured
 from metalm.analysis.html_tables import cost_table, tables
 from metalm.analysis.interactive_plots import DASHES, charts, symbol
 from metalm.analysis.plain_text import shown
@@ -60,9 +61,12 @@ def build_page(
         largest: bytes that the page may have; words are rounded or left out to get there. The rest,
             about a million bytes, is always there.
     """
-    drawn = looks([of_mode.scores for of_mode in results.values()])
+    scores = [of_mode.scores for of_mode in results.values()]
+    drawn, first = looks(scores), featured(scores)
     figures = {
-        mode: [chart._asdict() for chart in charts(of_mode, drawn, (traces or {}).get(mode, ()))]
+        mode: [
+            chart._asdict() for chart in charts(of_mode, drawn, (traces or {}).get(mode, ()), first)
+        ]
         for mode, of_mode in results.items()
     }
     script, style, plotly = _script(), _read(STYLE), _read(PLOTLY)
@@ -109,6 +113,7 @@ def _words(
 
 def _facts(results: Mapping[str, Results], arranged: Arranged, drawn: Mapping[str, Look]) -> object:
     """What the scripts need to know before they unpack anything."""
+    first = featured([of_mode.scores for of_mode in results.values()])
     return {
         "columns": [column._asdict() for column in arranged.columns],
         "texts": [
@@ -122,6 +127,7 @@ def _facts(results: Mapping[str, Results], arranged: Arranged, drawn: Mapping[st
                 "methods": [shown(method) for method in of_mode.scores.methods],
                 "keys": list(of_mode.scores.methods),
                 "looks": [_look(drawn[method]) for method in of_mode.scores.methods],
+                "first": [method in first for method in of_mode.scores.methods],
                 "best": first_compared(of_mode.scores),
                 "articles": [
                     {

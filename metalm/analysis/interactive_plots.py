@@ -6,13 +6,20 @@ Text in a figure is read by plotly as a subset of HTML: names and titles are esc
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import plotly.graph_objects as go
 
-from metalm.analysis.appearance import COLOURS, Look, count_text, side_by_side
+from metalm.analysis.appearance import (
+    BESIDE_REACH,
+    BESIDE_STEP,
+    COLOURS,
+    GREYS,
+    Look,
+    count_text,
+)
 from metalm.analysis.bootstrap import Interval
 from metalm.analysis.plain_text import shown
 from metalm.analysis.plots import CAPTIONS
@@ -25,6 +32,7 @@ from metalm.analysis.traces import Trace
 
 MOST_POINTS = 700
 FEWEST_TICKS, MOST_TICKS = 4, 10
+CLOSER = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
 SYMBOLS = {
     "o": "circle",
     "s": "square",
@@ -59,19 +67,22 @@ class Chart(NamedTuple):
     """Data and layout, as plotly.js takes them."""
 
 
-def charts(results: Results, drawn: Mapping[str, Look], traces: Sequence[Trace]) -> list[Chart]:
+def charts(
+    results: Results, drawn: Mapping[str, Look], traces: Sequence[Trace], first: Collection[str]
+) -> list[Chart]:
     """Every figure that the results of one reading mode allow.
 
     Args:
         results: what was computed about the mode.
         drawn: method -> how it is drawn.
         traces: what was recorded while reading in this mode; may be empty.
+        first: methods that the page shows at first; axes suit them.
     """
     adaptive = bool(results.scores.adaptive)
     made = [*(_by_position(results, drawn) if adaptive else ())]
-    made += [_captioned("perplexity_by_position", _perplexities(results.by_position, drawn))]
+    made += [_captioned("perplexity_by_position", _perplexities(results.by_position, drawn, first))]
     made += [*(_by_article_and_word(results, drawn) if adaptive else ())]
-    made += _recorded(results, drawn, traces)
+    made += _recorded(results, drawn, traces, first)
     return [Chart(name, title, caption, _plain(figure)) for name, title, caption, figure in made]
 
 
@@ -113,23 +124,23 @@ def in_figure(text: str, limit: int = 48) -> str:
     return html.escape(shown(text, limit), quote=False)
 
 
-def _perplexities(bins: ByPosition, drawn: Mapping[str, Look]) -> go.Figure:
+def _perplexities(bins: ByPosition, drawn: Mapping[str, Look], first: Collection[str]) -> go.Figure:
     figure = _figure("perplexity per word", "position of the word in its article (words)")
     places = np.arange(len(bins.num_words))
     for method, values in bins.perplexity.items():
         figure.add_trace(
             _line(method, places, values, drawn[method], in_figure(method), text=_bin_texts(bins))
         )
-    _name_logarithms(figure, "y", [v for values in bins.perplexity.values() for v in values])
+    shown = [v for method, values in bins.perplexity.items() if method in first for v in values]
+    _name_logarithms(figure, "y", shown, [v for vs in bins.perplexity.values() for v in vs])
     _name_places(figure, bins.labels)
     return figure
 
 
 def _gains(bins: ByPosition, drawn: Mapping[str, Look], label: str) -> go.Figure:
     figure = _figure(label, "position of the word in its article (words)")
-    shifts = side_by_side(len(bins.gain))
-    for shift, (method, gains) in zip(shifts, bins.gain.items(), strict=True):
-        places = np.arange(len(gains)) + shift
+    for method, gains in bins.gain.items():
+        places = np.arange(len(gains))
         name = _legend_name(method, bins.against[method])
         texts = [
             f"{text}<br>{_bounds(interval)}"
@@ -138,7 +149,7 @@ def _gains(bins: ByPosition, drawn: Mapping[str, Look], label: str) -> go.Figure
         estimates = [gain.estimate for gain in gains]
         line = _line(method, places, estimates, drawn[method], name, text=texts)
         figure.add_trace(line.update(error_y=_error_bars(gains, drawn[method])))
-    _name_places(figure, bins.labels)
+    _name_places(figure, bins.labels, beside=True)
     _draw_zero(figure)
     return figure
 
@@ -157,12 +168,12 @@ def _seen(results: Results, drawn: Mapping[str, Look]) -> go.Figure:
     figure = _figure(GAIN_LABEL, "words since the last use in the article")
     labels = [*seen.groups[:2], *ago.groups]
     counts = [*seen.num_words[:2], *ago.num_words]
-    for shift, method in zip(side_by_side(len(seen.gain)), seen.gain, strict=True):
+    for method in seen.gain:
         gains = [*seen.gain[method][:2], *ago.gain[method]]
         present = [(n, gain) for n, gain in enumerate(gains) if gain is not None]
         line = _line(
             method,
-            [n + shift for n, _ in present],
+            [n for n, _ in present],
             [gain.estimate for _, gain in present],
             drawn[method],
             _legend_name(method, results.scores.baselines[method]),
@@ -171,7 +182,8 @@ def _seen(results: Results, drawn: Mapping[str, Look]) -> go.Figure:
         intervals = [gain for _, gain in present]
         line.update(mode="markers", error_y=_error_bars(intervals, drawn[method]))
         figure.add_trace(line)
-    _name_places(figure, [f"{a}<br>{count_text(n)}" for a, n in zip(labels, counts, strict=True)])
+    named = [f"{a}<br>{count_text(n)}" for a, n in zip(labels, counts, strict=True)]
+    _name_places(figure, named, beside=True)
     _draw_zero(figure)
     figure.add_vline(1.5, line={"width": 1, "dash": "dot", "color": GRID})
     return figure
@@ -184,6 +196,7 @@ def _along(results: Results, drawn: Mapping[str, Look]) -> go.Figure:
         places, values = _with_gaps(course, gains)
         name = _legend_name(method, results.scores.baselines[method])
         line = _line(method, places, values, drawn[method], name).update(mode="lines")
+        line.line.width = 1.4
         figure.add_trace(line.update(hovertemplate=_hover("word %{x:,}: %{y:.3f}", name)))
     _name_articles(figure, course)
     _draw_zero(figure)
@@ -217,26 +230,37 @@ def _by_article(results: Results, drawn: Mapping[str, Look]) -> go.Figure:
             hovertemplate=_hover("%{text}<br>%{x:,} words: %{y:.3f}", name),
         )
         figure.add_trace(line)
-    _name_logarithms(figure, "x", scores.num_words.tolist())
+    _name_logarithms(figure, "x", scores.num_words.tolist(), scores.num_words.tolist())
     _draw_zero(figure)
     return figure
 
 
+# In figures with a colour a tensor, the lines of the first method, of the second ...
+DASHES_OF_METHODS = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+COLOURS_OF_TENSORS = (*COLOURS, *GREYS)
+
+
 def _recorded(
-    results: Results, drawn: Mapping[str, Look], traces: Sequence[Trace]
+    results: Results, drawn: Mapping[str, Look], traces: Sequence[Trace], first: Collection[str]
 ) -> Iterator[Captioned]:
     """A figure a quantity; a line a tensor and method, along the articles A, B, C ..."""
     course, ours = results.succession, set(results.scores.ours)
     for quantity in dict.fromkeys(trace.quantity for trace in traces):
         among = [trace for trace in traces if trace.quantity == quantity]
         tensors = list(dict.fromkeys(trace.name for trace in among))
-        shown = ours & {trace.method for trace in among} or {trace.method for trace in among}
+        methods = sorted({trace.method for trace in among}, key=list(drawn).index)
+        shown = [m for m in methods if m in ours] or methods
+        shown = [m for m in shown if m in first] or shown[:1]
+        dashed = [*shown, *(m for m in methods if m not in shown)]
         figure = _figure(quantity.label, "words read")
-        for trace in among:
+        for trace in sorted(among, key=lambda trace: dashed.index(trace.method)):
             name = f"{in_figure(trace.name)} ({in_figure(trace.method)})"
             line = _line(trace.method, *_laid_out(course, trace), drawn[trace.method], name)
-            line.line.color = COLOURS[tensors.index(trace.name) % len(COLOURS)]
+            turn, place = divmod(tensors.index(trace.name), len(COLOURS_OF_TENSORS))
+            dash = DASHES_OF_METHODS[dashed.index(trace.method) % len(DASHES_OF_METHODS)]
+            line.line.update(color=COLOURS_OF_TENSORS[place], dash=dash, width=2 + 2 * turn)
             line.update(
+                meta=trace.method if shown[0] in first else None,
                 mode="lines",
                 showlegend=True,
                 legendgroup=trace.method,
@@ -364,7 +388,10 @@ def _legend_name(method: str, against: str) -> str:
     return name if against == STATIC else f"{name} (over {in_figure(against)})"
 
 
-def _name_places(figure: go.Figure, labels: Sequence[str]) -> None:
+def _name_places(figure: go.Figure, labels: Sequence[str], *, beside: bool = False) -> None:
+    """Places 0, 1, 2 ...; the page puts the marks of the methods it shows beside one another."""
+    if beside:
+        figure.update_layout(meta={"reach": BESIDE_REACH, "step": BESIDE_STEP})
     figure.update_xaxes(
         tickmode="array", tickvals=list(range(len(labels))), ticktext=list(labels), showgrid=False
     )
@@ -387,9 +414,15 @@ def _name_articles(figure: go.Figure, course: Succession) -> None:
     figure.update_xaxes(range=[0, int(course.boundaries[-1])], showgrid=False, tickformat=",")
 
 
-def _name_logarithms(figure: go.Figure, axis: str, values: Sequence[float]) -> None:
-    """A logarithmic axis with some round numbers on it, as plain numbers."""
-    ticks = round_numbers(min(values), max(values))
+def _name_logarithms(
+    figure: go.Figure, axis: str, first: Sequence[float], values: Sequence[float]
+) -> None:
+    """A logarithmic axis with some round numbers on it, as plain numbers.
+
+    They are as dense as suits what is shown at first, and go on to where the other values are.
+    """
+    near, far = (round_numbers(min(v), max(v)) for v in (first or values, values))
+    ticks = [t for t in far if t < near[0]] + near + [t for t in far if t > near[-1]]
     figure.update_layout(
         {
             f"{axis}axis": {
@@ -412,7 +445,14 @@ def round_numbers(low: float, high: float) -> list[float]:
     low, high = low / 1.2, high * 1.2
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     numbers: list[float] = []
-    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), tuple(range(10, 100))):
+    for digits in (
+        (1,),
+        (1, 3),
+        (1, 2, 5),
+        (1, 1.5, 2, 3, 4, 5, 6, 8),
+        CLOSER,
+        tuple(range(10, 100)),
+    ):
         shift = 10 if digits[-1] >= 10 else 1
         numbers = [digit / shift * 10.0**power for power in powers for digit in digits]
         numbers = [number for number in numbers if low <= number <= high]

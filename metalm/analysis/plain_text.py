@@ -40,7 +40,7 @@ def in_markdown(text: str, limit: int = 60) -> str:
     return escaped.replace("://", ":&#47;/")
 
 
-def in_plot(text: str, limit: int = 40) -> str:
+def in_plot(text: str, limit: int = 60) -> str:
     """Text that the plot font can draw, without mathematics; other characters become "?"."""
     drawn = "".join(c if ord(c) in _drawable() else "?" for c in shown(text, limit))
     # Matplotlib keeps labels that begin with an underscore out of legends.

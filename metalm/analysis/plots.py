@@ -1,6 +1,6 @@
 """Which plots a report has, and what their captions say."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 from metalm.analysis.appearance import SETTINGS, looks
 from metalm.analysis.article_plots import gain_along_articles, gain_by_article, gain_seen_and_new
 from metalm.analysis.bootstrap import FEWEST_ARTICLES
+from metalm.analysis.featured import all_methods, featured
 from metalm.analysis.position_plots import RIVAL_LABEL, gain_by_position, perplexity_by_position
 from metalm.analysis.results import Results
+from metalm.analysis.scores import Scores
 
 
 class Caption(NamedTuple):
@@ -63,7 +65,7 @@ CAPTIONS = {
 
 
 def draw_all(results: Mapping[str, Results]) -> Iterator[tuple[str, Figure]]:
-    """Draw every plot that the results allow.
+    """Draw every plot that the results allow, with the methods that `featured` chooses.
 
     Args:
         results: reading mode -> what was computed about it.
@@ -74,7 +76,9 @@ def draw_all(results: Mapping[str, Results]) -> Iterator[tuple[str, Figure]]:
     everywhere = {mode: r.by_position for mode, r in results.items()}
     cohort = {m: r.by_position_cohort for m, r in results.items() if r.by_position_cohort}
     rivals = {m: r.by_position_rivals for m, r in results.items() if r.by_position_rivals}
-    drawn = looks([r.scores for r in results.values()])
+    scores = [r.scores for r in results.values()]
+    every = looks(scores)
+    drawn = {method: every[method] for method in featured(scores)}
     with matplotlib.rc_context(SETTINGS):
         yield "perplexity_by_position", perplexity_by_position(everywhere, drawn)
         if cohort:
@@ -86,6 +90,25 @@ def draw_all(results: Mapping[str, Results]) -> Iterator[tuple[str, Figure]]:
             yield "gain_by_position_cohort", gain_by_position(cohort, drawn)
         if rivals:
             yield "gain_over_rival_by_position", gain_by_position(rivals, drawn, RIVAL_LABEL)
-        yield "gain_along_articles", gain_along_articles(results, drawn)
+        few = {method: every[method] for method in _methods_of("gain_along_articles", scores)}
+        yield "gain_along_articles", gain_along_articles(results, few)
         yield "gain_by_article", gain_by_article(results, drawn)
         yield "gain_seen_and_new", gain_seen_and_new(results, drawn)
+
+
+def left_out(name: str, results: Mapping[str, Results]) -> str:
+    """How many methods a plot leaves out and where they are, in Markdown; empty for none."""
+    scores = [r.scores for r in results.values()]
+    every, drawn = len(all_methods(scores)), len(_methods_of(name, scores))
+    if drawn == every:
+        return ""
+    return (
+        f" {every - drawn} of {every} methods are left out: the plot is of those without "
+        "adaptation and the best of ours and of the rivals; the tables and "
+        "[report.html](report.html) have all."
+    )
+
+
+def _methods_of(name: str, scores: Sequence[Scores]) -> tuple[str, ...]:
+    """Lines that wind around one another are told apart only if they are very few."""
+    return featured(scores, 1) if name == "gain_along_articles" else featured(scores)

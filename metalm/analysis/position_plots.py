@@ -1,4 +1,7 @@
-"""Plots against the position of a word in its article, one panel a reading mode."""
+"""Plots against the position of a word in its article, one panel a reading mode.
+
+Methods without a look are not drawn.
+"""
 
 from collections.abc import Mapping
 
@@ -33,8 +36,8 @@ def perplexity_by_position(modes: Mapping[str, ByPosition], drawn: Mapping[str, 
     figure, axes = new_panels(modes, "perplexity per word")
     for axis, bins in zip(axes, modes.values(), strict=True):
         places = np.arange(len(bins.num_words), dtype=np.float64)
-        for method, values in bins.perplexity.items():
-            draw_line(axis, places, values, drawn[method], in_plot(method))
+        for method in (m for m in bins.perplexity if m in drawn):
+            draw_line(axis, places, bins.perplexity[method], drawn[method], in_plot(method))
         axis.set_yscale("log")
         _name_bins(axis, bins, axis is axes[0])
     low, high = axes[0].get_ylim()
@@ -52,9 +55,9 @@ def gain_by_position(
     """Nats saved per word in bins of position, with intervals; methods stand side by side."""
     figure, axes = new_panels(modes, label)
     for axis, bins in zip(axes, modes.values(), strict=True):
-        for shift, (method, gains) in zip(
-            side_by_side(len(bins.gain)), bins.gain.items(), strict=True
-        ):
+        methods = [method for method in bins.gain if method in drawn]
+        for shift, method in zip(side_by_side(len(methods)), methods, strict=True):
+            gains = bins.gain[method]
             places = np.arange(len(gains)) + shift
             name = legend_name(method, bins.against[method])
             draw_line(axis, places, [g.estimate for g in gains], drawn[method], name)

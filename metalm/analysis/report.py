@@ -7,7 +7,7 @@ from pathlib import Path
 from metalm.analysis.appearance import save_figure
 from metalm.analysis.html_page import build_page
 from metalm.analysis.plain_text import in_markdown
-from metalm.analysis.plots import CAPTIONS, draw_all
+from metalm.analysis.plots import CAPTIONS, draw_all, left_out
 from metalm.analysis.results import SCHEMA, Results, as_json, compute, mode_as_json
 from metalm.analysis.scores import Scores, write_at_once
 from metalm.analysis.succession import Succession, letter
@@ -146,7 +146,11 @@ def _page(
         parts += [f"## Reading mode: {in_markdown(mode)}\n", *_tables(mode, of_mode, cost)]
     for name in plots:
         title, text = CAPTIONS[name]
-        parts += [f"## {title}\n", f"![{title}](plots/{name}.png)\n", text + "\n"]
+        parts += [
+            f"## {title}\n",
+            f"![{title}](plots/{name}.png)\n",
+            text + left_out(name, results) + "\n",
+        ]
         if name == "gain_along_articles":
             parts += [_letters(next(iter(results.values())).succession)]
     for mode, of_mode in results.items():

@@ -234,6 +234,36 @@ def test_the_curves_show_figures_and_leave_methods_out(opened):
     opened.check_quiet()
 
 
+def test_of_many_methods_some_are_unticked_and_can_be_ticked(browser, tmp_path):
+    random = np.random.default_rng(5)
+    # The worst of the rivals and the worst of ours are those that come last.
+    names = [f"{side} {n}" for side in ("rival", "metalm") for n in range(3)]
+    losses = {name: random.random(300) + int(name[-1]) for name in names}
+    losses["static"] = random.random(300) + 9
+    article = ArticleScores(title="A", words=["w"] * 300, losses=losses)
+    scores = Scores(methods=tuple(losses), articles=(article, article))
+    path = tmp_path / "many.html"
+    content = build_page(
+        {"reset": compute(scores)}, title="t", configuration={}, cost={}, command="c"
+    )
+    path.write_text(content, encoding="utf-8")
+    opened = Watched(browser, path)
+    page = opened.page
+    ticked = page.eval_on_selector_all(
+        "#methods label",
+        "all => all.filter(l => l.firstElementChild.checked).map(l => l.textContent)",
+    )
+    assert ticked == [*(name for name in names if name[-1] != "2"), "static"]
+    assert page.locator("#fewer:visible").count() == 1
+    opened.draw_all()
+    lines = page.locator("#gain_by_position .scatterlayer .trace")
+    assert lines.count() == 4
+    page.locator("#methods label", has_text="rival 2").locator("input").check()
+    api.expect(lines).to_have_count(5, timeout=PATIENCE)
+    opened.check_quiet()
+    opened.context.close()
+
+
 def test_a_mark_of_an_article_opens_it(opened):
     page = opened.page
     opened.draw_all()

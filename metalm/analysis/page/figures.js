@@ -5,7 +5,7 @@ const darkScheme = matchMedia("(prefers-color-scheme: dark)");
 const coarsePointer = matchMedia("(pointer: coarse)");
 
 // Colours of methods that would be too dark on a dark ground (metalm/analysis/appearance.py).
-const AT_NIGHT = { "#333333": "#D5D9DD", "#8A8A8A": "#8F979F", "#0072B2": "#4BA3DD", "#D55E00": "#EE7F2D", "#009E73": "#27B98D", "#8C510A": "#C58A49" };
+const AT_NIGHT = { "#333333": "#D5D9DD", "#8A8A8A": "#8F979F", "#0072B2": "#3B93D9", "#56B4E9": "#A6DCFA", "#D55E00": "#EE7F2D", "#009E73": "#27B98D", "#8C510A": "#B57B40" };
 
 // The library is a script whose hash the page's policy names.
 const library = once(async () => {
@@ -29,29 +29,44 @@ function dressed(value) {
   return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, dressed(item)]));
 }
 
-function dressedLayout(layout) {
+// Where there is little room: smaller letters, and names of places without their second line.
+const NARROW = 480;
+const firstLine = (text) => text.split("<br>")[0];
+
+function dressedLayout(layout, narrow) {
   const [ink, line, surface] = ["--ink", "--line", "--surface"].map(pageColour);
   const axis = { gridcolor: line, linecolor: line, tickcolor: line };
   const copy = dressed(layout);
+  const named = narrow && copy.xaxis.ticktext ? { ticktext: copy.xaxis.ticktext.map(firstLine) } : {};
+  const titles = ["xaxis", "yaxis"].map((name) => ({ ...copy[name]?.title, font: { size: narrow ? 11 : 13 } }));
   return {
     ...copy,
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: ink },
+    font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 11 : 13, color: ink },
     hoverlabel: { ...copy.hoverlabel, bgcolor: surface, bordercolor: line, font: { color: ink } },
     dragmode: coarsePointer.matches ? false : "zoom",
-    xaxis: { ...axis, ...copy.xaxis },
-    yaxis: { ...axis, ...copy.yaxis },
+    xaxis: { ...axis, ...copy.xaxis, ...named, title: titles[0] },
+    yaxis: { ...axis, ...copy.yaxis, title: titles[1] },
   };
 }
 
 // Draws a figure into an element; drawing again changes what is there.
 async function draw(element, { data, layout }) {
   const plotly = await library();
-  await plotly.react(element, data.map(dressed), dressedLayout(layout), {
+  await plotly.react(element, data.map(dressed), dressedLayout(layout, element.clientWidth < NARROW), {
     responsive: true,
     displaylogo: false,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+  });
+}
+
+// Lines whose marks stand beside one another, each a little away from the middle of its place.
+function besideOneAnother(lines, { reach, step }) {
+  const span = Math.min(reach, step * (lines.length - 1));
+  return lines.map((line, i) => {
+    const shift = lines.length < 2 ? 0 : span * ((2 * i) / (lines.length - 1) - 1);
+    return { ...line, x: line.x.map((place) => place + shift) };
   });
 }
 
@@ -92,8 +107,10 @@ class Figures {
   constructor(onArticle) {
     this.place = document.getElementById("figures");
     this.legend = document.getElementById("methods");
+    this.fewer = document.getElementById("fewer");
     this.onArticle = onArticle;
-    this.hidden = new Set();
+    // Methods that are not ticked; at first those that would make the figures crowded.
+    this.hidden = new Set(facts.modes.flatMap((mode) => mode.keys.filter((_, i) => !mode.first[i])));
     this.charts = new Map();
     this.near = new IntersectionObserver((entries) => this.drawNear(entries), { rootMargin: "200px" });
   }
@@ -127,6 +144,7 @@ class Figures {
       return label;
     });
     this.legend.replaceChildren(this.legend.firstElementChild, ...labels);
+    this.fewer.hidden = this.mode.first.every((first) => first);
   }
 
   framed(chart) {
@@ -158,8 +176,8 @@ class Figures {
 
   draw(plot) {
     const { data, layout } = this.charts.get(plot).figure;
-    const visible = data.map((line) => ({ ...line, visible: this.hidden.has(line.meta) ? false : (line.visible ?? true) }));
-    return draw(plot, { data: visible, layout });
+    const shown = data.filter((line) => !this.hidden.has(line.meta));
+    return draw(plot, { data: layout.meta ? besideOneAnother(shown, layout.meta) : shown, layout });
   }
 
   // What has been drawn, in other colours or with other methods.
