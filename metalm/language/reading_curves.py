@@ -57,7 +57,7 @@ class CurveRecorder:
         self._updates = [0] * num_texts
         gates = (UPDATE, FLUSH) if isinstance(rule, Gated) else ()
         self._places: dict[str, list[list[int]]] = {}
-        self._values: dict[str, list[list[NDArray[np.float32]]]] = {}
+        self._values: dict[str, list[list[list[float]]]] = {}
         for quantity in (DISTANCE, *gates):
             self._places[quantity] = [[] for _ in range(num_texts)]
             self._values[quantity] = [[] for _ in range(num_texts)]
@@ -110,7 +110,9 @@ class CurveRecorder:
     def _keep(
         self, quantity: str, places: Sequence[tuple[int, int]], rows: Sequence[int], values: Tensor
     ) -> None:
-        for row, of_row in zip(rows, values.float().cpu().numpy(), strict=True):
+        # As Python's own numbers: an array kept here would pin the block that it was cut from, and
+        # a long reading would fill the memory with holes.
+        for row, of_row in zip(rows, values.float().tolist(), strict=True):
             text, position = places[row]
             self._places[quantity][text].append(position)
             self._values[quantity][text].append(of_row)
