@@ -1,6 +1,6 @@
 """Printed tables (rich), and the same tables as Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from textwrap import wrap
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metalm.analysis.bootstrap import Interval
+from metalm.analysis.featured import featured
 from metalm.analysis.plain_text import in_markdown, shown
 from metalm.analysis.positions import ByPosition
 from metalm.analysis.scores import STATIC, Scores
@@ -74,9 +75,19 @@ def denominators_grid(scores: Scores, mode: str) -> Grid:
     return Grid(f"Perplexity per word, other ways to count: {mode}", header, rows, note)
 
 
-def rivals_grid(scores: Scores, mode: str) -> Grid:
-    """Perplexity of each of ours over that of each rival, with 95 % intervals; a row a rival."""
-    ratios = compare_with_rivals(scores)
+def rivals_grid(scores: Scores, mode: str, only: Collection[str] | None = None) -> Grid:
+    """Perplexity of each of ours over that of each rival, with 95 % intervals; a row a rival.
+
+    Args:
+        scores: of one reading mode.
+        mode: its name.
+        only: which of ours have a column; None for all.
+    """
+    ratios = {
+        method: of_rival
+        for method, of_rival in compare_with_rivals(scores).items()
+        if only is None or method in only
+    }
     rows = [
         (rival, *(interval_text(of_rival[rival]) for of_rival in ratios.values()))
         for rival in scores.rivals
@@ -179,12 +190,16 @@ def print_tables(
     cost: Mapping[str, Cost] | None = None,
     console: Console | None = None,
 ) -> None:
-    """Print, for each reading mode, the summary, the comparison with the rivals and the cost."""
+    """Print, for each reading mode, the summary, the comparison with the rivals and the cost.
+
+    Where there are many methods, the comparison has the best of ours only: a screen is narrow.
+    """
     screen = console or Console()
+    only = featured(list(scores.values()), of_each_side=1)
     for mode, of_mode in scores.items():
         screen.print(to_rich(summary_grid(of_mode, mode)))
         if compare_with_rivals(of_mode) and of_mode.rivals:
-            screen.print(to_rich(rivals_grid(of_mode, mode)))
+            screen.print(to_rich(rivals_grid(of_mode, mode, only)))
         if cost and cost.get(mode):
             screen.print(to_rich(cost_grid(cost[mode], mode)))
 

@@ -1,11 +1,19 @@
 import io
+import math
 
 import pytest
 from rich.console import Console
 
 from metalm.analysis.scores import ArticleScores, Scores
 from metalm.analysis.summary import best_rival, compare_with_rivals, matched_rival, summarise
-from metalm.analysis.tables import articles_grid, cost_grid, print_tables, summary_grid, to_rich
+from metalm.analysis.tables import (
+    articles_grid,
+    cost_grid,
+    print_tables,
+    rivals_grid,
+    summary_grid,
+    to_rich,
+)
 
 
 def printed(action, width=80):
@@ -53,6 +61,29 @@ def test_tables_fit_into_eighty_columns(simulate):
         assert method in text
     assert "…" not in text
     assert "metalm + cache: against metalm static" in " ".join(text.split())
+
+
+def test_a_screen_compares_the_best_of_ours_where_there_are_many():
+    perplexities = {
+        "static": 9.0,
+        "a": 8.0,
+        "b": 7.0,
+        "c": 6.5,
+        "d": 6.4,
+        "metalm": 6.1,
+        "metalm, x": 5.0,
+    }
+    perplexities["metalm, x + cache"] = 4.0
+    losses = {method: [math.log(number)] for method, number in perplexities.items()}
+    article = ArticleScores(title="A", words=["w"], losses=losses)
+    scores = Scores(methods=tuple(losses), articles=(article,))
+    every = rivals_grid(scores, "reset")
+    assert every.header == ("rival", "metalm", "metalm, x", "metalm, x + cache")
+    assert rivals_grid(scores, "reset", {"metalm"}).header == ("rival", "metalm")
+    few = printed(lambda console: print_tables({"reset": scores}, console=console), 200)
+    for shown in (4.0, 5.0):
+        assert f"{shown / 6.5:.3f}" in few
+    assert f"{6.1 / 6.5:.3f}" not in few
 
 
 def test_titles_cannot_colour_or_control_the_terminal():
