@@ -29,6 +29,8 @@ TUNED: tuple[tuple[str, Learning, ModelName], ...] = (
     ("joint", "joint", "joint"),
 )
 
+# What is tried with two rates: metalm, and the best rival, so that both have the same means.
+_IN_TWO: tuple[Learning, ...] = ("rms", "joint")
 
 # With a cache, settings this close to the best count as good: those without a cache are preferred,
 # and one reading of each copy serves both. Two copies save two readings.
@@ -76,17 +78,12 @@ def tune_all(
             trials[name] = tune(models, learning, model, text, config, tell, start)
             if keep is not None:
                 keep(trials)
-        if _in_two(learning, ablations) and not any(len(t.multiples) > 1 for t in trials[name]):
+        if learning in _IN_TWO and not any(len(t.multiples) > 1 for t in trials[name]):
             more = tune_copies(models, learning, model, text, config, trials[name], tell)
             trials[name] = [*trials[name], *more]
             if keep is not None and more:
                 keep(trials)
     return trials
-
-
-def _in_two(learning: Learning, ablations: bool) -> bool:
-    """Whether a way of learning is tried with two rates: metalm, and the rival as an ablation."""
-    return learning == "joint" or (learning == "rms" and ablations)
 
 
 def _start(
@@ -104,8 +101,7 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
 
     Args:
         trials: of every way of learning that is compared.
-        ablations: whether metalm is there with W_0 frozen too, and at its longest segments, and
-            dynamic evaluation with two rates.
+        ablations: whether metalm is there with W_0 frozen too, and at its longest segments.
     """
     methods: list[Method] = []
     for name, learning, model in TUNED:
@@ -116,8 +112,6 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
                 Method(name="metalm, not learning", model="joint", learning="none", segment=64)
             )
         for copies, suffix in ((1, ""), (2, ", two rates")):
-            if copies > 1 and not _in_two(learning, ablations):
-                continue
             if not any(len(trial.multiples) == copies for trial in trials[name]):
                 continue
             alone = choose_settings(trials[name], cached=False, copies=copies)

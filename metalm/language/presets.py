@@ -38,8 +38,7 @@ class EvaluationConfig:
     modes: tuple[Literal["reset", "carry"], ...] = ("reset", "carry")
     """Reset the memories at each article, or carry on across articles."""
     ablations: tuple[Literal["reset", "carry"], ...] = ("reset",)
-    """Modes in which metalm is also scored with W_0 frozen and at its longest segments, and
-    dynamic evaluation with two rates."""
+    """Modes in which metalm is also scored with W_0 frozen and at its longest segments."""
     rows: int = 1
     """Articles read at once; results do not depend on it."""
 

@@ -260,8 +260,7 @@ def test_two_rates_are_compared_where_they_were_tried():
     assert [copy.settings for copy in found.copies()] == [{"rate_scale": 2.0}, {"rate_scale": 0.5}]
     assert methods["metalm, two rates + cache"].multiples == (3.0, 1 / 3)
     without = [method.name for method in compared_methods(trials, ablations=False)]
-    assert "metalm, two rates + cache" in without
-    assert "dynamic evaluation (RMS), two rates" not in without
+    assert {"metalm, two rates + cache", "dynamic evaluation (RMS), two rates"} <= {*without}
 
 
 def test_copies_at_two_rates_are_tried_around_the_best_settings(models, articles):
@@ -305,7 +304,7 @@ def test_copies_at_two_rates_are_tried_around_the_best_settings(models, articles
     again = tune_all(models, articles, config, "reset", found)
     assert again == found
     plain = tune_all(models, articles, config, "reset", known, ablations=False)
-    assert plain["rms"] == known["rms"]
+    assert [t.multiples for t in plain["rms"][2:]] == pairs
     assert len(plain["joint"]) == 6
 
 
