@@ -101,13 +101,18 @@ class Trial:
     """What multiplies the rate in each fast copy (see `Method`)."""
 
 
+def tuning_articles(articles: ArticleSet, config: TuningConfig) -> list[int]:
+    """Places of the validation articles that are read, spread evenly over the split."""
+    count = min(config.articles, len(articles))
+    chosen: list[int] = np.linspace(0, len(articles) - 1, count).round().astype(int).tolist()
+    return sorted(set(chosen))
+
+
 def tuning_text(articles: ArticleSet, config: TuningConfig, mode: Mode) -> TuningText:
     """The first tokens of some validation articles; laid end to end when the mode is `carry`."""
-    count = min(config.articles, len(articles))
     tokens = (config.carry_tokens or config.tokens) if mode == "carry" else config.tokens
-    chosen = np.linspace(0, len(articles) - 1, count).round().astype(int)
     texts, words = [], 0
-    for index in sorted(set(chosen.tolist())):
+    for index in tuning_articles(articles, config):
         article = articles[index]
         texts.append(article.tokens[:tokens])
         words += int(article.words[len(texts[-1]) - 1]) + 1
