@@ -1,0 +1,1 @@
+"""Learning from few examples: tasks, networks, and one method a file."""
