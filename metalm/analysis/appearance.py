@@ -1,6 +1,7 @@
 """How the plots look: one colour and marker a method, sizes, and how figures are saved."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from metalm.analysis.bootstrap import Interval
 from metalm.analysis.featured import adaptive_families, all_methods, featured, methods_at_rest
 from metalm.analysis.plain_text import in_plot
 from metalm.analysis.scores import STATIC, FloatArray, Scores
+from metalm.analysis.whole_file import write_at_once
 
 # After Okabe and Ito's palette, told apart with all common forms of colour blindness; its yellow,
 # faint on white, is darkened and comes last, and its black is left to the methods at rest.
@@ -205,8 +207,17 @@ def count_text(number: int) -> str:
 
 
 def save_figure(figure: Figure, stem: Path) -> None:
-    """Write stem.png and stem.svg; the same figure gives the same bytes."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(SETTINGS):
-        figure.savefig(stem.with_suffix(".png"), dpi=DOTS_PER_INCH, metadata={"Software": None})
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+    """Write stem.png and stem.svg, each whole or not at all; the same figure gives the same bytes.
+
+    Raises:
+        OSError: what the system refuses; older pictures are as they were.
+    """
+    ways: Mapping[str, Any] = {
+        ".png": {"dpi": DOTS_PER_INCH, "metadata": {"Software": None}},
+        ".svg": {"metadata": {"Date": None}},
+    }
+    for ending, settings in ways.items():
+        drawn = BytesIO()
+        with matplotlib.rc_context(SETTINGS):
+            figure.savefig(drawn, format=ending[1:], **settings)
+        write_at_once(stem.with_suffix(ending), drawn.getvalue())

@@ -9,7 +9,7 @@ from metalm.analysis.html_page import build_page
 from metalm.analysis.plain_text import in_markdown
 from metalm.analysis.plots import CAPTIONS, draw_all, left_out
 from metalm.analysis.results import SCHEMA, Results, as_json, compute, mode_as_json
-from metalm.analysis.scores import Scores, write_at_once
+from metalm.analysis.scores import Scores
 from metalm.analysis.succession import Succession, letter
 from metalm.analysis.tables import (
     Cost,
@@ -22,6 +22,7 @@ from metalm.analysis.tables import (
     to_markdown,
 )
 from metalm.analysis.traces import Trace
+from metalm.analysis.whole_file import write_at_once
 
 Traces = Mapping[str, Sequence[Trace]]
 """Reading mode -> what was recorded while reading in it."""

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from metalm.analysis.whole_file import write_at_once
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -257,17 +259,6 @@ class Scores:
 def exponential(nats: float | np.floating) -> float:
     """exp(nats), and the largest finite number where it would overflow."""
     return float(np.exp(min(float(nats), 709.0)))
-
-
-def write_at_once(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all (temporary file, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _npz(path: str | os.PathLike[str]) -> Path:
