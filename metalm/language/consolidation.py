@@ -8,6 +8,7 @@ fresh hidden state. What W_0 has become can be saved, and any text re-read with 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,6 +69,15 @@ class LongTermMemory:
         fast = {name: fast[name] for name in self.slow}
         self.slow = consolidate(self.slow, fast, self.home, self.fisher, share, elasticity)
         self.num_articles += 1
+
+    def moved(self) -> float:
+        """||W_0 - H|| / ||H|| over all tensors that move: how far W_0 is from home."""
+        away = [self.slow[name] - home for name, home in self.home.items()]
+        squares = (
+            sum(float(tensor.double().square().sum()) for tensor in tensors)
+            for tensors in (away, self.home.values())
+        )
+        return math.sqrt(next(squares) / next(squares))
 
     def model(self, model: LanguageModel) -> LanguageModel:
         """A copy of the model with W_0 as it is now."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from metalm.adapt.reading_state import checksum
 from metalm.language.articles import ArticleSet
 from metalm.language.model import LanguageModel
 from metalm.language.streams import TokenStreams
 from metalm.meta.gradient_statistics import GradientStatistics
 from metalm.meta.parameters import Parameters
+from metalm.training import checkpoint
 
 
 def training_fisher(
@@ -93,3 +97,53 @@ def training_fisher(
         for name, weight in wanted.items():
             weight.requires_grad_(required[name])
     return {name: rms.square_() for name, rms in statistics.rms().items()}
+
+
+def kept_fisher(
+    model: LanguageModel,
+    articles: ArticleSet,
+    names: Sequence[str],
+    path: Path,
+    *,
+    batches: int = 600,
+    progress: Callable[[int, int], None] | None = None,
+) -> Parameters:
+    """`training_fisher`, kept in a file: estimated anew only for other weights or another number.
+
+    Args:
+        model: not changed.
+        articles: training text, which must be the same at every call.
+        names: parameters that F is for.
+        path: the file.
+        batches: how many are averaged.
+        progress: as `training_fisher` takes it; not told anything where the file serves.
+
+    Raises:
+        ValueError: too little text, or a file that is damaged or cannot be written.
+    """
+    identity = {"model": checksum(model), "batches": batches}
+    if path.exists():
+        found, meta = checkpoint.load(path)
+        if meta == identity and found.keys() >= set(names):
+            return {name: found[name] for name in names}
+    fisher = training_fisher(model, articles, names, batches=batches, progress=progress)
+    checkpoint.save(path, fisher, identity)
+    return fisher
+
+
+def spread(
+    fisher: Mapping[str, Tensor], levels: Sequence[float] = (0.01, 0.1, 0.5, 0.9, 0.99)
+) -> dict[str, list[float]]:
+    """Quantiles of F over its mean: of all coordinates as "all", and tensor by tensor.
+
+    Args:
+        fisher: F of each parameter.
+        levels: of the quantiles.
+
+    Returns:
+        [levels] by name, to three significant figures.
+    """
+    mean = sum(float(f.sum()) for f in fisher.values()) / sum(f.numel() for f in fisher.values())
+    parts = {name: f.flatten().cpu().numpy() for name, f in fisher.items()}
+    parts = {"all": np.concatenate(list(parts.values())), **parts}
+    return {n: [float(f"{q / mean:.3g}") for q in np.quantile(p, levels)] for n, p in parts.items()}

@@ -73,6 +73,11 @@ def test_it_is_plain_reading_with_plain_arithmetic_between(
         assert not torch.allclose(memory.slow[name], home[name], atol=1e-4)
         assert torch.equal(memory.home[name], home[name])
     assert memory.num_articles == len(texts)
+    away, size = (
+        torch.cat([tensors[name].flatten() for name in NAMES])
+        for tensors in ({name: own[name].detach() - home[name] for name in NAMES}, home)
+    )
+    assert memory.moved() == pytest.approx(float(away.norm() / size.norm()), rel=1e-9)
 
 
 @pytest.mark.parametrize("number", [0, 2, 4])

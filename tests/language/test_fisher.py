@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from metalm.language.fisher import training_fisher
+from metalm.language import fisher as fisher_module
+from metalm.language.fisher import kept_fisher, spread, training_fisher
 from metalm.language.streams import TokenStreams
 
 NAMES = ("embedding.weight", "layers.1.input_weight", "decoder.bias")
@@ -108,3 +109,33 @@ def test_the_same_seed_gives_the_same_and_another_another(tiny_model, articles):
 def test_too_little_text_is_refused(tiny_model, articles):
     with pytest.raises(ValueError, match="expected at least 8 tokens, found 7"):
         training_fisher(tiny_model(), articles, NAMES, segment=4)
+
+
+def test_what_is_kept_serves_the_same_weights_and_number_only(
+    tiny_model, articles, tmp_path, monkeypatch
+):
+    path, counted = tmp_path / "fisher.safetensors", []
+
+    def estimate(model, articles, names, *, batches, progress):
+        counted.append(batches)
+        return training_fisher(model, articles, names, segment=SEGMENT, batches=batches)
+
+    monkeypatch.setattr(fisher_module, "training_fisher", estimate)
+    asked = (tiny_model(), articles, NAMES, path)
+    first = kept_fisher(*asked, batches=2)
+    again = kept_fisher(*asked[:2], NAMES[:2], path, batches=2)
+    assert counted == [2]
+    assert list(again) == list(NAMES[:2])
+    expected = training_fisher(tiny_model(), articles, NAMES, segment=SEGMENT, batches=2)
+    for name in NAMES:
+        assert torch.equal(first[name], expected[name])
+        assert name not in again or torch.equal(again[name], expected[name])
+    kept_fisher(*asked, batches=3)
+    kept_fisher(tiny_model(seed=1), *asked[1:], batches=3)
+    kept_fisher(tiny_model(seed=1), articles, [*NAMES, "layers.0.input_bias"], path, batches=3)
+    assert counted == [2, 3, 3, 3]
+
+
+def test_spread_is_in_units_of_the_mean_of_all_coordinates():
+    found = spread({"a": torch.tensor([[1.0, 3.0]]), "b": torch.tensor([8.0])}, (0.0, 0.5, 1.0))
+    assert found == {"all": [0.25, 0.75, 2.0], "a": [0.25, 0.5, 0.75], "b": [2.0, 2.0, 2.0]}
