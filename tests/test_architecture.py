@@ -23,6 +23,8 @@ ARROWS = {
     "data_prep": (
         "metalm.language.articles",
         "metalm.language.vocabulary",
+        "metalm.fewshot.resize",
+        "metalm.fewshot.stored_images",
         "metalm.training.disk",
     ),
 }
@@ -33,7 +35,11 @@ PACKAGES = {
     "metalm/training": {"torch", "safetensors", "tqdm", "filelock", "tensorboard"},
     "metalm/analysis": {"numpy", "matplotlib", "plotly", "rich"},
     "metalm/adapt": {"torch", "numpy"},
+    "metalm/fewshot": {"torch", "numpy", "PIL"},
 }
+
+# Packages that are imported under another name than they are installed by.
+IMPORT_NAMES = {"markdown_it_py": "markdown_it", "pillow": "PIL"}
 
 DRAWERS = re.compile(r"_*(utils?|helpers?|common|misc|miscellaneous|stuff)_*")
 
@@ -107,6 +113,22 @@ def test_a_wrong_import_into_the_core_is_caught(source):
 
 
 @pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("metalm/fewshot", "from metalm.language.model import Model"),
+        ("metalm/fewshot", "from metalm import adapt"),
+        ("metalm/fewshot", "from data_prep import omniglot"),
+        ("metalm/fewshot", "import datasets"),
+        ("metalm/language", "from metalm.fewshot.episodes import Episode"),
+        ("metalm/training", "from metalm.fewshot.method import FewShotMethod"),
+        ("data_prep", "from metalm.fewshot.method import FewShotMethod"),
+    ],
+)
+def test_a_wrong_import_between_rooms_is_caught(room, source):
+    assert forbidden(room, source)
+
+
+@pytest.mark.parametrize(
     "source",
     ["import torch.nn as nn", "from metalm.meta import fork", "import math", "metalm = 'language'"],
 )
@@ -129,7 +151,7 @@ def test_packages_are_declared():
         (python_files(), [*project["dependencies"], *extra]),
     ):
         declared = {re.split(r"[^\w-]", line)[0].replace("-", "_").lower() for line in lines}
-        declared = {{"markdown_it_py": "markdown_it"}.get(name, name) for name in declared}
+        declared = {IMPORT_NAMES.get(name, name) for name in declared}
         found = {
             name.split(".")[0]
             for path in paths
