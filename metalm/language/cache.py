@@ -10,6 +10,7 @@ equations 3 and 4). It needs no training and adds to any model, adapting or not.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +41,18 @@ class CacheConfig:
             raise ValueError(f"the cache needs a window; expected at least 1, found {self.window}.")
 
 
+class CacheScore(NamedTuple):
+    """What a cache says of the tokens of a segment."""
+
+    log_probabilities: Tensor
+    """log p_cache of each target, [flatnesses, time]: -inf where the token is not in the cache, nan
+    where the cache is still empty."""
+    confidence: Tensor
+    """How sure it is before the token comes, [2 flatnesses + 2, time]: for each flatness the
+    highest log probability of a token, then for each the entropy in nats; the highest h_t . h_i,
+    and the length of h_t. All but the last are nan where the cache is still empty."""
+
+
 class CacheMemory:
     """The past of one row: features and the tokens that followed them.
 
@@ -58,21 +71,21 @@ class CacheMemory:
         """The tokens that are kept, at most `window`, oldest first."""
         return self._tokens[self._kept.start : self._kept.stop]
 
-    def score(self, features: Tensor, targets: Tensor, thetas: Tensor) -> Tensor:
+    def score(
+        self, features: Tensor, targets: Tensor, thetas: Tensor, *, confidence: bool = False
+    ) -> CacheScore:
         """Scores a segment, each token from the pairs before it, then keeps the segment's pairs.
 
         Args:
             features: [time, size], h_t.
             targets: int64 [time], x_{t+1}.
             thetas: [flatnesses].
-
-        Returns:
-            log p_cache of each target, [flatnesses, time]: -inf where the token is not in the
-            cache, nan where the cache is still empty.
+            confidence: whether to say how sure the cache is; else that part is empty.
         """
         time, past = len(targets), len(self._kept)
+        numbers = 2 * len(thetas) + 2 if confidence else 0
         if time == 0:
-            return features.new_empty(len(thetas), 0)
+            return CacheScore(features.new_empty(len(thetas), 0), features.new_empty(numbers, 0))
         keys, tokens = self._append(features, targets)
         distance = torch.arange(past, past + time, device=tokens.device).unsqueeze(
             1
@@ -84,11 +97,20 @@ class CacheMemory:
         rows, columns = (seen & (tokens == targets.unsqueeze(1))).nonzero(as_tuple=True)
         matching = products[rows, columns]
         weights = torch.empty_like(products)
-        found = []
+        found, surest, entropies = [], [], []
         for theta in thetas.to(products):
-            total = torch.mul(products, theta, out=weights).exp_().sum(-1).log()
-            found.append(_sum_in_rows(theta * matching, rows, time) - total)
-        return torch.stack(found).masked_fill(~seen.any(-1), torch.nan)
+            total = torch.mul(products, theta, out=weights).exp_().sum(-1)
+            found.append(_sum_in_rows(theta * matching, rows, time) - total.log())
+            if confidence:
+                by_token = _by_token(weights, tokens) / total.unsqueeze(-1)
+                surest.append(by_token.amax(-1).log())
+                entropies.append(torch.special.entr(by_token).sum(-1))
+        empty = ~seen.any(-1)
+        said = torch.stack(found).masked_fill(empty, torch.nan)
+        if not confidence:
+            return CacheScore(said, features.new_empty(0, time))
+        sure = torch.stack([*surest, *entropies, highest.squeeze(-1)]).masked_fill(empty, torch.nan)
+        return CacheScore(said, torch.cat([sure, features.norm(dim=-1).unsqueeze(0)]))
 
     def _append(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Puts pairs behind those that are kept; returns both together, oldest first."""
@@ -117,6 +139,13 @@ class CacheMemory:
             keys[: len(kept)] = self._keys[kept.start : kept.stop]
             tokens[: len(kept)] = self._tokens[kept.start : kept.stop]
         self._keys, self._tokens, self._kept = keys, tokens, range(len(kept))
+
+
+def _by_token(weights: Tensor, tokens: Tensor) -> Tensor:
+    """Weights [time, past] added up by the token of each, [time, distinct tokens]."""
+    distinct, places = tokens.unique(return_inverse=True)
+    sums = weights.new_zeros(len(weights), len(distinct))
+    return sums.scatter_add_(1, places.expand_as(weights), weights)
 
 
 def _sum_in_rows(logarithms: Tensor, rows: Tensor, count: int) -> Tensor:

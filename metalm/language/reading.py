@@ -45,6 +45,9 @@ class Readings:
     """Minus log probability of every token, [tokens]."""
     cache: list[NDArray[np.float64]] = field(default_factory=list)
     """log p_cache of every token, [flatnesses, tokens]; nan where the cache was empty."""
+    confidence: list[NDArray[np.float32]] = field(default_factory=list)
+    """How sure model and cache were before every token, where that was asked for: `confidence` of
+    `segment_loss.py`, then that of `CacheScore`, [numbers, tokens]."""
     fallbacks: int = 0
     """How often a row's fast weights fell back to W_0 because the rule blew up."""
     seconds: float = 0.0
@@ -72,6 +75,7 @@ class Reader:
         fast_names: parameters that the rule rewrites.
         segment: tokens between two updates.
         cache: None for no cache.
+        confidence: whether to write down how sure model and cache were.
     """
 
     def __init__(
@@ -81,12 +85,14 @@ class Reader:
         fast_names: Sequence[str] = (),
         segment: int = 20,
         cache: CacheGrid | None = None,
+        *,
+        confidence: bool = False,
     ) -> None:
         if segment < 1:
             raise ValueError(f"a segment has tokens; expected at least 1, found {segment}.")
         self.model, self.rule, self.segment, self.cache = model, rule, segment, cache
         self.slow, self.rest = split(model, fast_names if rule is not None else ())
-        self.loss = SegmentLoss(model, segment)
+        self.loss = SegmentLoss(model, segment, confidence=confidence)
 
     def read(
         self,
@@ -114,7 +120,7 @@ class Reader:
         self.model.eval()
         batch_rows = ArticleRows(texts, iter(range(len(texts))), min(rows, max(1, len(texts))))
         progress = progress or _silent
-        scores = _Scores(texts, self.cache)
+        scores = _Scores(texts, self.cache, self.loss.confidence)
         fallbacks = 0
         try:
             memory = self._fresh_memory(batch_rows)
@@ -132,7 +138,7 @@ class Reader:
             self.model.train(was_training)
         seconds = time.perf_counter() - started
         curves = [] if recorder is None else recorder.curves()
-        return Readings(scores.nats, scores.cache, fallbacks, seconds, curves)
+        return Readings(scores.nats, scores.cache, scores.confidence, fallbacks, seconds, curves)
 
     def _fresh_memory(self, batch_rows: ArticleRows) -> _Memory:
         count = len(batch_rows.enter())
@@ -244,13 +250,21 @@ class _Memory:
 class _Scores:
     """Token scores, put in their places as the rows go on."""
 
-    def __init__(self, texts: Sequence[NDArray[np.int32]], cache: CacheGrid | None) -> None:
+    def __init__(
+        self, texts: Sequence[NDArray[np.int32]], cache: CacheGrid | None, confidence: bool
+    ) -> None:
         self.nats: list[NDArray[np.float64]] = [np.full(len(text), np.nan) for text in texts]
         self.cache: list[NDArray[np.float64]] = []
         thetas = () if cache is None else cache.thetas
         self.thetas = torch.tensor(thetas, dtype=torch.float64)
         if thetas:
             self.cache = [np.full((len(thetas), len(text)), np.nan) for text in texts]
+        self.confidence: list[NDArray[np.float32]] = []
+        if confidence:
+            numbers = 2 + (2 * len(thetas) + 2 if thetas else 0)
+            self.confidence = [
+                np.full((numbers, len(text)), np.nan, dtype=np.float32) for text in texts
+            ]
 
     def keep(
         self,
@@ -262,13 +276,23 @@ class _Scores:
         """Writes the scores of one segment; returns how many, and their sum in nats."""
         counts = batch.mask.sum(0).long().tolist()
         nats = score.nats.double().cpu().numpy()
+        sure = None if score.confidence is None else score.confidence.float().cpu().numpy()
         for row, ((text, start), count) in enumerate(zip(places, counts, strict=True)):
-            self.nats[text][start : start + count] = nats[:count, row]
+            now = slice(start, start + count)
+            self.nats[text][now] = nats[:count, row]
+            if sure is not None:
+                self.confidence[text][:2, now] = sure[:, :count, row]
             memory = caches[row]
             if memory is not None:
-                features, targets = score.features[:count, row], batch.targets[:count, row]
-                found = memory.score(features, targets, self.thetas.to(features))
-                self.cache[text][:, start : start + count] = found.double().cpu().numpy()
+                found = memory.score(
+                    score.features[:count, row],
+                    batch.targets[:count, row],
+                    self.thetas.to(score.features),
+                    confidence=sure is not None,
+                )
+                self.cache[text][:, now] = found.log_probabilities.double().cpu().numpy()
+                if sure is not None:
+                    self.confidence[text][2:, now] = found.confidence.float().cpu().numpy()
         return sum(counts), float(nats.sum())
 
 

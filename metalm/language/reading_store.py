@@ -53,9 +53,11 @@ class ReadingStore:
             )
         cuts = np.cumsum(lengths)[:-1]
         nats, cache = tensors["nats"].numpy(), tensors["cache"].numpy()
+        sure = tensors["confidence"].numpy()
         readings = Readings(
             np.split(nats, cuts),
             np.split(cache, cuts, axis=1) if len(cache) else [],
+            np.split(sure, cuts, axis=1) if len(sure) else [],
             meta["fallbacks"],
             meta["seconds"],
             _curves(tensors, meta.get("curves", [])),
@@ -66,12 +68,17 @@ class ReadingStore:
         self, description: Mapping[str, Any], readings: Readings, cost: Mapping[str, float]
     ) -> None:
         """Keeps a finished reading."""
-        cache = np.concatenate(readings.cache, axis=1) if readings.cache else np.zeros((0, 0))
+        nothing = np.zeros((0, 0), dtype=np.float32)
+        cache, sure = (
+            np.concatenate(found, axis=1) if found else nothing
+            for found in (readings.cache, readings.confidence)
+        )
         checkpoint.save(
             self._path(description),
             {
                 "nats": torch.from_numpy(np.concatenate(readings.nats)),
                 "cache": torch.from_numpy(cache),
+                "confidence": torch.from_numpy(sure),
                 **_curve_tensors(readings.curves),
             },
             {

@@ -135,11 +135,12 @@ def _read_or_recall(
         "segment": method.segment,
         "settings": dict(sorted(method.settings.items())),
         "cache": None if grid is None else [list(grid.thetas), grid.window],
+        "confidence": True,
     }
     found = store.get(description, [len(text) for text in texts])
     if found is not None:
         return found
-    reader = Reader(model, rule, models.fast_names(method), method.segment, grid)
+    reader = Reader(model, rule, models.fast_names(method), method.segment, grid, confidence=True)
     reset_peak_memory()
     recorder = None if rule is None else CurveRecorder(reader.slow, rule, len(texts))
     readings = reader.read(

@@ -23,6 +23,8 @@ class SegmentScore(NamedTuple):
     """[time, rows], minus log probability of each target; 0 where the row has ended."""
     features: Tensor
     """[time, rows, embedding], the model's last output."""
+    confidence: Tensor | None = None
+    """[2, time, rows]: `confidence` of the logits, where it was asked for."""
 
 
 class SegmentLoss:
@@ -34,10 +36,11 @@ class SegmentLoss:
     Args:
         model: called with the parameters it is given.
         segment: tokens in a full segment.
+        confidence: whether the score says how sure the model was.
     """
 
-    def __init__(self, model: LanguageModel, segment: int) -> None:
-        self.model, self.segment = model, segment
+    def __init__(self, model: LanguageModel, segment: int, *, confidence: bool = False) -> None:
+        self.model, self.segment, self.confidence = model, segment, confidence
 
     def __call__(
         self, parameters: Parameters, batch: SegmentBatch, state: ModelState
@@ -51,6 +54,7 @@ class SegmentLoss:
             SegmentScore(
                 nats.detach(),
                 output.features.detach(),
+                confidence(output.logits.detach()) if self.confidence else None,
             ),
             output.state,
         )
@@ -60,6 +64,22 @@ def lost_rows(score: SegmentScore, batch: SegmentBatch, vocabulary_size: int) ->
     """Which rows scored far worse than a uniform guess, bool [rows]: their fast weights misled."""
     means = score.nats.sum(0) / batch.mask.sum(0).clamp(min=1)
     return means > _LOST * math.log(vocabulary_size)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """How sure the model is before the token comes.
+
+    Where the logits are not finite it is the uniform distribution that speaks (see `token_nats`).
+
+    Args:
+        logits: [time, rows, vocabulary].
+
+    Returns:
+        [2, time, rows]: the highest log probability, and the entropy in nats.
+    """
+    said = logits.sum(-1, keepdim=True).isfinite()
+    logs = torch.where(said, logits, 0.0).log_softmax(-1)
+    return torch.stack((logs.amax(-1), torch.special.entr(logs.exp()).sum(-1)))
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:

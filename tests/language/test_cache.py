@@ -44,7 +44,7 @@ def test_cache_equals_a_loop_over_positions(past, window, segment):
             features[start : start + segment],
             targets[start : start + segment],
             torch.tensor(THETAS),
-        )
+        ).log_probabilities
         for start in range(0, LENGTH, segment)
     ]
     expected = [brute_force(features, targets, theta, window) for theta in THETAS]
@@ -56,7 +56,7 @@ def test_cache_equals_a_loop_over_positions(past, window, segment):
 
 def test_an_empty_cache_says_nothing_and_an_unseen_token_has_no_probability():
     features = torch.ones(3, SIZE)
-    found = CacheMemory(9).score(features, torch.tensor([1, 2, 1]), torch.tensor([1.0]))
+    found, _ = CacheMemory(9).score(features, torch.tensor([1, 2, 1]), torch.tensor([1.0]))
     assert math.isnan(found[0, 0])
     assert found[0, 1] == -math.inf
     assert math.isclose(found[0, 2], math.log(1 / 2), rel_tol=1e-6)
@@ -75,12 +75,47 @@ def test_the_mixture_sums_to_one_over_the_vocabulary(past, place):
         for token in range(VOCABULARY):
             memory = CacheMemory(6)
             memory.score(features[:place], targets[:place], torch.tensor(THETAS))
-            found = memory.score(
+            found, _ = memory.score(
                 features[place : place + 1], torch.tensor([token]), torch.tensor(THETAS)
             )
             nats = -logits.log_softmax(0)[token : token + 1]
             total += float((-mixed_nats(nats, found[number], 0.3)).exp())
         assert math.isclose(total, 1.0, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("window", [4, 100])
+@pytest.mark.parametrize("segment", [1, 6, 100])
+def test_confidence_equals_a_loop_over_the_vocabulary(past, window, segment):
+    features, targets = past
+    memory = CacheMemory(window)
+    parts = [
+        memory.score(
+            features[start : start + segment],
+            targets[start : start + segment],
+            torch.tensor(THETAS),
+            confidence=True,
+        ).confidence
+        for start in range(0, LENGTH, segment)
+    ]
+    expected = []
+    for t in range(LENGTH):
+        column = []
+        for theta in THETAS:
+            found = [
+                brute_force(features[: t + 1], [*targets[:t], token], theta, window)[t]
+                for token in range(VOCABULARY)
+            ]
+            entropy = -sum(math.exp(f) * f for f in found if f > -math.inf)
+            column.append((max(found), entropy) if t else (math.nan, math.nan))
+        products = [float(features[t] @ features[i]) for i in range(max(0, t - window), t)]
+        surest, entropies = zip(*column, strict=True)
+        norm = math.sqrt(sum(float(x) ** 2 for x in features[t]))
+        expected.append([*surest, *entropies, max(products, default=math.nan), norm])
+    torch.testing.assert_close(
+        torch.cat(parts, 1), torch.tensor(expected, dtype=torch.float64).t(), equal_nan=True
+    )
+    none = CacheMemory(window).score(features, targets, torch.tensor(THETAS)).confidence
+    assert none.shape == (0, LENGTH)
 
 
 def test_no_share_is_the_model_alone():

@@ -75,15 +75,36 @@ def test_the_cache_sees_the_features_of_the_reading(
     rule, update = learning(kind, model)
     names = [name for name, _ in model.named_parameters()]
     grid = CacheGrid(thetas=(0.25, 2.0), window=6)
-    readings = Reader(model, rule, names, SEGMENT, grid).read(texts, rows)
+    readings = Reader(model, rule, names, SEGMENT, grid, confidence=True).read(texts, rows)
     without = Reader(model, rule, names, SEGMENT).read(texts, rows)
     for number, text in enumerate(texts):
         _, features = plain_read(model, text, SEGMENT, update)
         tokens = torch.from_numpy(text.astype(np.int64))
-        expected = CacheMemory(6).score(features, tokens, torch.tensor(grid.thetas))
-        np.testing.assert_allclose(readings.cache[number], expected, rtol=1e-9)
+        expected = CacheMemory(6).score(
+            features, tokens, torch.tensor(grid.thetas), confidence=True
+        )
+        found = readings.cache[number]
+        np.testing.assert_allclose(found, expected.log_probabilities, rtol=1e-9)
+        found = readings.confidence[number]
+        np.testing.assert_allclose(found[2:], expected.confidence, rtol=1e-5)
+        assert len(found) == 2 + len(expected.confidence)
         np.testing.assert_array_equal(readings.nats[number], without.nats[number])
-    assert without.cache == []
+    assert without.cache == without.confidence == []
+
+
+def test_a_model_is_as_sure_as_its_scores_of_every_token(tiny_model, texts):
+    model = tiny_model()
+    reader = Reader(model, segment=SEGMENT, confidence=True)
+    (found,) = reader.read(texts[:1]).confidence
+    size = model.config.vocabulary_size
+    for place in (0, 1, len(texts[0]) - 1):
+        said = []
+        for token in range(size):
+            text = texts[0][: place + 1].copy()
+            text[place] = token
+            said.append(-float(reader.read([text]).nats[0][place]))
+        entropy = -sum(math.exp(log) * log for log in said)
+        np.testing.assert_allclose(found[:, place], [max(said), entropy], rtol=1e-6)
 
 
 def test_the_segment_length_does_not_change_static_scores(tiny_model, texts):

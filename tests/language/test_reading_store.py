@@ -17,7 +17,8 @@ def readings():
     nats = [random.random(length) for length in LENGTHS]
     cache = [random.random((2, length)) for length in LENGTHS]
     cache[0][:, 0] = np.nan
-    return Readings(nats, cache, fallbacks=2, seconds=1.25)
+    sure = [random.random((6, length), dtype=np.float32) for length in LENGTHS]
+    return Readings(nats, cache, sure, fallbacks=2, seconds=1.25)
 
 
 def the_file(folder):
@@ -28,11 +29,12 @@ def the_file(folder):
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_reading_comes_back_exactly(readings, tmp_path, cached):
     if not cached:
-        readings.cache = []
+        readings.cache = readings.confidence = []
     ReadingStore(tmp_path / "kept").put(DESCRIPTION, readings, COST)
     found, cost = ReadingStore(tmp_path / "kept").get(DESCRIPTION, LENGTHS)
     assert (found.fallbacks, found.seconds, cost) == (2, 1.25, COST)
-    for one, other in ((found.nats, readings.nats), (found.cache, readings.cache)):
+    kept = [(getattr(r, n) for r in (found, readings)) for n in ("nats", "cache", "confidence")]
+    for one, other in kept:
         assert len(one) == len(other)
         for part, expected in zip(one, other, strict=True):
             np.testing.assert_array_equal(part, expected)

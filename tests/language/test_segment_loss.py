@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metalm.language.article_batches import SegmentBatch
-from metalm.language.segment_loss import SegmentLoss, token_nats
+from metalm.language.segment_loss import SegmentLoss, confidence, token_nats
 
 TIME, ROWS, VOCABULARY = 4, 3, 11
 
@@ -61,3 +61,17 @@ def test_short_floats_are_scored_in_float32(dtype):
     targets = torch.randint(0, VOCABULARY, (TIME, ROWS))
     expected = -logits.double().log_softmax(-1).gather(2, targets.unsqueeze(2)).squeeze(2)
     torch.testing.assert_close(token_nats(logits, targets).double(), expected)
+
+
+def test_confidence_of_known_distributions():
+    logits = torch.zeros(1, 4, 8, dtype=torch.float64)
+    logits[0, 1, 3] = math.log(7)  # a half, and seven times a fourteenth
+    logits[0, 2, 5] = 1e4
+    logits[0, 3, 5] = math.nan
+    found = confidence(logits)[:, 0]
+    mixed = 0.5 * math.log(2) + 0.5 * math.log(14)
+    expected = [
+        [-math.log(8), -math.log(2), 0.0, -math.log(8)],
+        [math.log(8), mixed, 0.0, math.log(8)],
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
