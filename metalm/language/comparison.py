@@ -32,6 +32,13 @@ TUNED: tuple[tuple[str, Learning, ModelName], ...] = (
 # What is tried with two rates: metalm, and the best rival, so that both have the same means.
 _IN_TWO: tuple[Learning, ...] = ("rms", "joint")
 
+# Fast copies, what is said of them, and whether a network adjusts their mixture.
+_WAYS_TO_MIX: tuple[tuple[int, str, bool], ...] = (
+    (1, "", False),
+    (2, ", two rates", False),
+    (2, ", learned mixture", True),
+)
+
 # With a cache, settings this close to the best count as good: those without a cache are preferred,
 # and one reading of each copy serves both. Two copies save two readings.
 _AS_GOOD = {1: 1.002, 2: 1.004}
@@ -111,7 +118,7 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
             methods.append(
                 Method(name="metalm, not learning", model="joint", learning="none", segment=64)
             )
-        for copies, suffix in ((1, ""), (2, ", two rates")):
+        for copies, suffix, learned in _WAYS_TO_MIX:
             if not any(len(trial.multiples) == copies for trial in trials[name]):
                 continue
             alone = choose_settings(trials[name], cached=False, copies=copies)
@@ -119,11 +126,11 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
             if alone.cached_perplexity < cached.cached_perplexity * _AS_GOOD[copies]:
                 cached = alone
             title = NAMES[learning] + suffix
-            methods.append(_method(title, learning, model, alone, None))
+            methods.append(_method(title, learning, model, alone, None, learned))
             if learning == "rule":  # an ablation: what adds to it is not asked
                 continue
             title = "cache" if learning == "none" else f"{title} + cache"
-            methods.append(_method(title, learning, model, cached, cached.cache))
+            methods.append(_method(title, learning, model, cached, cached.cache, learned))
     longest = max((t.segment for t in trials.get("joint", [])), default=0)
     main = [m for m in methods if m.name == NAMES["joint"]]
     if ablations and main and main[0].segment != longest:
@@ -134,7 +141,12 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
 
 
 def _method(
-    name: str, learning: Learning, model: ModelName, trial: Trial, cache: CacheConfig | None
+    name: str,
+    learning: Learning,
+    model: ModelName,
+    trial: Trial,
+    cache: CacheConfig | None,
+    learned_mixture: bool = False,
 ) -> Method:
     return Method(
         name=name,
@@ -144,4 +156,5 @@ def _method(
         settings=trial.settings,
         cache=cache,
         multiples=trial.multiples,
+        learned_mixture=learned_mixture,
     )

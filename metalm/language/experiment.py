@@ -19,6 +19,7 @@ from metalm.analysis.tables import print_tables
 from metalm.language.articles import ArticleSet, Corpus
 from metalm.language.comparison import Trials, compared_methods, tune_all
 from metalm.language.methods import TrainedModels
+from metalm.language.mixtures import Mixtures, run_mixtures
 from metalm.language.presets import ExperimentConfig
 from metalm.language.reading_progress import ReadingProgress
 from metalm.language.reading_store import ReadingStore
@@ -108,6 +109,23 @@ def read_trials(folder: RunFolder, mode: str) -> Trials:
         ) from error
 
 
+def mix(
+    config: ExperimentConfig,
+    models: TrainedModels,
+    trials: Trials,
+    corpus: Corpus,
+    folder: RunFolder,
+    mode: str,
+) -> Mixtures:
+    """Trains the mixtures that are compared in one mode, on validation articles; keeps them."""
+
+    def say(name: str) -> None:
+        print(f"training the mixture ({mode}) of {name}", file=sys.stderr, flush=True)
+
+    methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
+    return run_mixtures(models, methods, corpus.valid, config.tuning, mode, folder, say)
+
+
 def score(
     config: ExperimentConfig,
     models: TrainedModels,
@@ -116,13 +134,14 @@ def score(
     folder: RunFolder,
     split: str,
     mode: str,
+    mixtures: Mixtures | None = None,
 ) -> Scored:
     """Scores a split in one mode; every finished reading is kept in the run's folder."""
     store = ReadingStore(folder.folder / "readings" / f"{split}-{mode}")
     methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
     with ReadingProgress(f"{split}, {mode}", articles.num_tokens) as progress:
         rows = config.evaluation.rows
-        scored = score_split(models, methods, articles, mode, store, rows, progress)
+        scored = score_split(models, methods, articles, mode, store, rows, progress, mixtures)
     scored.scores.save(folder.folder / f"scores-{split}-{mode}.npz")
     return scored
 
@@ -171,7 +190,8 @@ def evaluate(
     for mode in modes or config.evaluation.modes:
         trials = tune(config, models, corpus, folder, mode)
         articles = getattr(other or corpus, split)
-        scored[mode] = score(config, models, trials, articles, folder, title, mode)
+        mixtures = mix(config, models, trials, corpus, folder, mode)
+        scored[mode] = score(config, models, trials, articles, folder, title, mode, mixtures)
     scores = {mode: found.scores for mode, found in scored.items()}
     cost = {mode: found.cost for mode, found in scored.items()}
     print_tables(scores, cost)

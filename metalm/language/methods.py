@@ -49,6 +49,8 @@ class Method:
     """None for no cache."""
     multiples: tuple[float, ...] = (1.0,)
     """What multiplies the rate in each fast copy; several copies are mixed (`mixing.py`)."""
+    learned_mixture: bool = False
+    """Whether a network adjusts the weights of the mixture (`mixture_network.py`)."""
 
     def copies(self) -> list[Method]:
         """The method of each fast copy by itself, without a cache."""
@@ -61,6 +63,7 @@ class Method:
                 else self.settings,
                 cache=None,
                 multiples=(1.0,),
+                learned_mixture=False,
             )
             for multiple in self.multiples
         ]

@@ -12,6 +12,8 @@ weight.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +37,24 @@ def mixture_nats(log_probabilities: ArrayLike, prior: ArrayLike, step: float = S
         In nats, [tokens].
 
     Raises:
+        ValueError: see `mixture`.
+    """
+    return mixture(log_probabilities, prior, step).nats
+
+
+class Mixture(NamedTuple):
+    """What a mixture says of a text."""
+
+    nats: Floats
+    """Minus log probability of every token, [tokens]."""
+    logits: Floats
+    """Of the weights before each token, [predictors, tokens]."""
+
+
+def mixture(log_probabilities: ArrayLike, prior: ArrayLike, step: float = STEP) -> Mixture:
+    """The same as `mixture_nats`, with the weights.
+
+    Raises:
         ValueError: shapes that do not fit, a prior that is not positive, or a negative step.
     """
     found = np.ascontiguousarray(log_probabilities, dtype=np.float64)
@@ -49,16 +69,18 @@ def mixture_nats(log_probabilities: ArrayLike, prior: ArrayLike, step: float = S
             "impossible mixture; expected weights above 0 and a step of at least 0, found "
             f"{weights.tolist()} and {step}; change them"
         )
-    return _mix(found, np.log(weights), float(step))
+    return Mixture(*_mix(found, np.log(weights), float(step)))
 
 
 @njit(cache=True)
-def _mix(log_probabilities: Floats, logits: Floats, step: float) -> Floats:
+def _mix(log_probabilities: Floats, logits: Floats, step: float) -> tuple[Floats, Floats]:
     count, time = log_probabilities.shape
     nats = np.empty(time)
+    path = np.empty((count, time))
     weights = np.empty(count)
     joint = np.empty(count)
     for t in range(time):
+        path[:, t] = logits
         highest = -np.inf
         for k in range(count):
             if not np.isnan(log_probabilities[k, t]):
@@ -80,4 +102,4 @@ def _mix(log_probabilities: Floats, logits: Floats, step: float) -> Floats:
         nats[t] = -(np.log(mixed) + best)
         for k in range(count):
             logits[k] += step * (joint[k] / mixed - weights[k])
-    return nats
+    return nats, path

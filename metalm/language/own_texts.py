@@ -21,6 +21,7 @@ from metalm.language.comparison import compared_methods
 from metalm.language.configuration import from_json
 from metalm.language.experiment import read_trials
 from metalm.language.methods import NAMES, STARTS, Method, TrainedModels
+from metalm.language.mixtures import Mixtures, kept_mixtures
 from metalm.language.presets import ExperimentConfig
 from metalm.language.pretrained import Pretrained, ReadingMode
 from metalm.language.reading_progress import ReadingProgress
@@ -42,6 +43,8 @@ class TextReader(NamedTuple):
     """Trained weights and rules."""
     methods: Sequence[Method]
     """What is compared; the first is the static model."""
+    mixtures: Mixtures
+    """The networks of those that have one."""
     rows: int
     """Texts read at once."""
     configuration: Mapping[str, Any]
@@ -58,16 +61,19 @@ def reader_of_run(folder: RunFolder) -> TextReader:
     counted = tuple(s for s in config.tuning.segments if folder.has(f"statistics-{s}"))
     tuning = dataclasses.replace(config.tuning, segments=counted)
     models = load_trained(folder, dataclasses.replace(config, tuning=tuning), None)
+    mixtures, _ = kept_mixtures(folder, MODE) or ({}, {})
     methods = [
         method
         for method in compared_methods(read_trials(folder, MODE), ablations=False)
         if method.model in models.models
         and (method.learning != "rms" or method.segment in models.statistics)
+        and (method.name in mixtures or not method.learned_mixture)
     ]
     return TextReader(
         Vocabulary.load(folder.vocabulary_path),
         models,
         methods or untuned_methods(models, config),
+        mixtures,
         config.evaluation.rows,
         dataclasses.asdict(config),
     )
@@ -103,6 +109,7 @@ def reader_of_pretrained(source: str | Path) -> TextReader:
         saved.vocabulary,
         saved.trained_models(),
         saved.methods(MODE),
+        {},
         1,
         dataclasses.asdict(saved.config),
     )
@@ -126,7 +133,14 @@ def evaluate_texts(
     store = ReadingStore(folder / "readings")
     with ReadingProgress("reading", articles.num_tokens) as progress:
         found = score_split(
-            reader.models, reader.methods, articles, MODE, store, reader.rows, progress
+            reader.models,
+            reader.methods,
+            articles,
+            MODE,
+            store,
+            reader.rows,
+            progress,
+            reader.mixtures,
         )
     scores: dict[str, Scores] = {MODE: found.scores}
     cost: dict[str, Cost] = {MODE: found.cost}

@@ -22,6 +22,7 @@ from metalm.language.articles import Article, ArticleSet
 from metalm.language.cache import CacheConfig
 from metalm.language.copies import nats_of_copies
 from metalm.language.methods import Method, TrainedModels
+from metalm.language.mixtures import Mixtures
 from metalm.language.reading import CacheGrid, Reader, Readings
 from metalm.language.reading_curves import CurveRecorder, Curves, along_articles
 from metalm.language.reading_store import ReadingStore
@@ -49,6 +50,7 @@ def score_split(
     store: ReadingStore,
     rows: int = 1,
     progress: Callable[[str, int, float], None] | None = None,
+    mixtures: Mixtures | None = None,
 ) -> Scored:
     """Reads every article of a split with every method.
 
@@ -60,6 +62,7 @@ def score_split(
         store: where finished readings are kept.
         rows: articles read at once (reset); the scores do not depend on it.
         progress: told method, tokens and nats after each segment.
+        mixtures: the networks of the methods that have one.
     """
     lengths = articles.lengths.tolist()
     losses: dict[str, list[NDArray[np.float64]]] = {}
@@ -76,7 +79,7 @@ def score_split(
             traces += _traces(copy.name, readings.curves, words)
     for method in methods:
         copies = [read[_key(copy)] for copy in method.copies()]
-        losses[method.name] = _split_at(_nats(copies, method), lengths)
+        losses[method.name] = _split_at(_nats(copies, method, mixtures or {}), lengths)
         cost[method.name] = _cost([copy.spent for copy in copies])
     names = tuple(method.name for method in methods)
     scored = tuple(
@@ -226,13 +229,15 @@ def _grid(caches: Sequence[CacheConfig]) -> CacheGrid | None:
     return CacheGrid(thetas=thetas, window=window)
 
 
-def _nats(copies: Sequence[_Read], method: Method) -> list[NDArray[np.float64]]:
+def _nats(copies: Sequence[_Read], method: Method, mixtures: Mixtures) -> list[NDArray[np.float64]]:
     readings = [copy.readings for copy in copies]
+    network = mixtures[method.name] if method.learned_mixture else None
     if method.cache is None:
-        return nats_of_copies(readings)
+        return nats_of_copies(readings, network=network)
     grid = copies[-1].grid
     assert grid is not None
-    return nats_of_copies(readings, grid.thetas.index(method.cache.theta), method.cache.share)
+    theta = grid.thetas.index(method.cache.theta)
+    return nats_of_copies(readings, theta, method.cache.share, network)
 
 
 def _split_at(

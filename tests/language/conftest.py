@@ -14,6 +14,7 @@ from metalm.language.articles import SCHEMA, ArticleSet, open_corpus
 from metalm.language.base_training import BaseTrainingConfig
 from metalm.language.experiment import train
 from metalm.language.meta_training import JointTrainingConfig, RuleTrainingConfig
+from metalm.language.methods import TrainedModels
 from metalm.language.model import LanguageModel, ModelConfig
 from metalm.language.presets import DataConfig, EvaluationConfig, ExperimentConfig
 from metalm.language.run_folder import RunFolder
@@ -264,3 +265,39 @@ def trained_run(corpus, tmp_path_factory):
         patch.setattr(stages, "Record", partial(Record, tensorboard=False))
         train(config, corpus, folder, stages.STAGES)
     return config, corpus, folder
+
+
+@pytest.fixture
+def articles():
+    """Articles whose words have one to three tokens each."""
+    random = np.random.default_rng(4)
+    rows = []
+    for number, count in enumerate((5, 2, 8)):
+        words = np.repeat(np.arange(count), random.integers(1, 4, count))
+        tokens = random.integers(0, 11, len(words))
+        text = " ".join(f"w{n}" for n in range(count - 1)) + "\n"
+        rows.append(
+            {
+                "title": f"article {number}",
+                "text": text,
+                "tokens": tokens.tolist(),
+                "words": words.tolist(),
+                "num_words": count,
+            }
+        )
+    return ArticleSet(pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+@pytest.fixture
+def models(tiny_model, statistics):
+    """A control, and a joint model with learned rates of two of its parameters."""
+    model = tiny_model()
+    rms = statistics(model)
+    names = ("embedding.weight", "decoder.bias")
+    rule = LearnedRates({name: rms[name] for name in names}, rate=0.2).requires_grad_(False)
+    return TrainedModels(
+        models={"control": model, "joint": tiny_model(seed=1)},
+        rules={"joint": rule},
+        rival_names=tuple(rms),
+        statistics={4: rms},
+    )

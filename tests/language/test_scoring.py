@@ -2,21 +2,18 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
-from metalm.language.articles import SCHEMA, ArticleSet
 from metalm.language.cache import CacheConfig, mixed_nats
 from metalm.language.comparison import compared_methods, tune_all
 from metalm.language.copies import nats_of_copies
-from metalm.language.methods import Method, TrainedModels
+from metalm.language.methods import Method
 from metalm.language.mixing import mixture_nats
 from metalm.language.reading import CacheGrid, Reader
 from metalm.language.reading_store import ReadingStore
 from metalm.language.scoring import score_split
 from metalm.language.tuning import Trial, TuningConfig
-from metalm.meta.rules.learned_rates import LearnedRates
 
 CACHES = (CacheConfig(theta=0.5, share=0.1, window=6), CacheConfig(theta=2.0, share=0.3, window=6))
 RATE = {"rate": 0.3, "decay": 0.02}
@@ -44,41 +41,6 @@ METHODS = (
         multiples=(1.0, 0.25),
     ),
 )
-
-
-@pytest.fixture
-def articles():
-    """Articles whose words have one to three tokens each."""
-    random = np.random.default_rng(4)
-    rows = []
-    for number, count in enumerate((5, 2, 8)):
-        words = np.repeat(np.arange(count), random.integers(1, 4, count))
-        tokens = random.integers(0, 11, len(words))
-        text = " ".join(f"w{n}" for n in range(count - 1)) + "\n"
-        rows.append(
-            {
-                "title": f"article {number}",
-                "text": text,
-                "tokens": tokens.tolist(),
-                "words": words.tolist(),
-                "num_words": count,
-            }
-        )
-    return ArticleSet(pa.Table.from_pylist(rows, schema=SCHEMA))
-
-
-@pytest.fixture
-def models(tiny_model, statistics):
-    model = tiny_model()
-    rms = statistics(model)
-    names = ("embedding.weight", "decoder.bias")
-    rule = LearnedRates({name: rms[name] for name in names}, rate=0.2).requires_grad_(False)
-    return TrainedModels(
-        models={"control": model, "joint": tiny_model(seed=1)},
-        rules={"joint": rule},
-        rival_names=tuple(rms),
-        statistics={4: rms},
-    )
 
 
 def expected_nats(models, method, texts):
@@ -259,6 +221,13 @@ def test_two_rates_are_compared_where_they_were_tried():
     assert (found.multiples, found.cache) == ((2.0, 0.5), None)
     assert [copy.settings for copy in found.copies()] == [{"rate_scale": 2.0}, {"rate_scale": 0.5}]
     assert methods["metalm, two rates + cache"].multiples == (3.0, 1 / 3)
+    for name in ("dynamic evaluation (RMS)", "metalm"):
+        for end in ("", " + cache"):
+            two, learned = (
+                methods[name + way + end] for way in (", two rates", ", learned mixture")
+            )
+            assert (two.learned_mixture, learned.learned_mixture) == (False, True)
+            assert learned.with_(name=two.name, learned_mixture=False) == two
     without = [method.name for method in compared_methods(trials, ablations=False)]
     assert {"metalm, two rates + cache", "dynamic evaluation (RMS), two rates"} <= {*without}
 

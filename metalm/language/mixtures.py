@@ -1,0 +1,115 @@
+"""The mixture networks of a run: trained on the text that chose the settings, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from metalm.language.articles import ArticleSet
+from metalm.language.copies import network_of_copies
+from metalm.language.methods import Method, TrainedModels
+from metalm.language.mixture_network import MixtureNetwork
+from metalm.language.reading import CacheGrid, Reader, Readings
+from metalm.language.run_folder import RunFolder
+from metalm.language.tuning import TuningConfig, tuning_text
+from metalm.training.state import pack, unpack
+
+Mixtures = Mapping[str, MixtureNetwork]
+"""Name of a method -> the network that mixes its copies."""
+
+
+def run_mixtures(
+    models: TrainedModels,
+    methods: Sequence[Method],
+    articles: ArticleSet,
+    config: TuningConfig,
+    mode: str,
+    folder: RunFolder,
+    report: Callable[[str], None] | None = None,
+) -> Mixtures:
+    """The networks of the methods that have one, from the run's folder if they are there.
+
+    Args:
+        models: the trained weights.
+        methods: what is compared.
+        articles: the validation articles.
+        config: which of their text is read.
+        mode: "reset" or "carry".
+        folder: where they are kept, under the settings of the copies that they mix.
+        report: told the name of every method for which text is read.
+    """
+    wanted = {method.name: _described(method) for method in methods if method.learned_mixture}
+    if not wanted:
+        return {}
+    kept = kept_mixtures(folder, mode)
+    if kept is not None and kept[1] == wanted:
+        return kept[0]
+    text = tuning_text(articles, config, mode)
+    read: dict[str, Readings] = {}
+    networks: dict[str, MixtureNetwork] = {}
+    for method in methods:
+        if not method.learned_mixture:
+            continue
+        if report is not None:
+            report(method.name)
+        copies = []
+        for copy in method.copies():
+            key = repr(_described(copy.with_(cache=method.cache)))
+            if key not in read:
+                read[key] = _read(models, copy, method, text.texts, config.rows)
+            copies.append(read[key])
+        theta, share = (None, 0.0) if method.cache is None else (0, method.cache.share)
+        networks[method.name] = network_of_copies(copies, theta, share)
+    tensors, meta = pack({name: network.state_dict() for name, network in networks.items()})
+    folder.save(_file(mode), tensors, meta | {"methods": wanted})
+    return networks
+
+
+def kept_mixtures(folder: RunFolder, mode: str) -> tuple[Mixtures, dict[str, Any]] | None:
+    """The networks that lie in a run's folder, and the copies that each of them mixes.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not folder.has(_file(mode)):
+        return None
+    tensors, meta = folder.load(_file(mode))
+    networks = {}
+    for name, state in unpack(tensors, meta).items():
+        hidden, features = state["inner.weight"].shape
+        networks[name] = MixtureNetwork(features, len(state["outer.bias"]), hidden)
+        networks[name].load_state_dict(state)
+        networks[name].requires_grad_(False)
+    return networks, meta["methods"]
+
+
+def _file(mode: str) -> str:
+    return f"mixtures-{mode}"
+
+
+def _read(
+    models: TrainedModels, copy: Method, method: Method, texts: Sequence[Any], rows: int
+) -> Readings:
+    cache = method.cache
+    grid = None if cache is None else CacheGrid(thetas=(cache.theta,), window=cache.window)
+    return Reader(
+        models.model(copy),
+        models.rule(copy),
+        models.fast_names(copy),
+        copy.segment,
+        grid,
+        confidence=True,
+    ).read(texts, rows)
+
+
+def _described(method: Method) -> dict[str, Any]:
+    """Everything that the network of a method depends on, as JSON values."""
+    cache = method.cache
+    return {
+        "model": method.model,
+        "learning": method.learning,
+        "segment": method.segment,
+        "settings": dict(sorted(method.settings.items())),
+        "multiples": list(method.multiples),
+        "cache": None if cache is None else [cache.theta, cache.share, cache.window],
+    }
