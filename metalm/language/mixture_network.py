@@ -23,9 +23,6 @@ from metalm.language.reading import Readings
 
 Floats = NDArray[np.float64]
 
-FURTHEST = 4000
-"""Positions beyond this token of a text are alike."""
-
 _MOST = 5.0  # standard deviations that a feature may be away from its mean
 _STEPS, _BATCH, _RATE, _DECAY = 300, 4096, 0.01, 0.05
 
@@ -73,7 +70,7 @@ def mixture_features(copies: Sequence[Readings], text: int, theta: int | None) -
     """What is known before each token of a text, float32 [tokens, features].
 
     Of each copy the highest log probability and the entropy; with a cache, of the last copy's the
-    same, the highest inner product and the length of h_t; and the logarithm of the position.
+    same, the highest inner product and the length of h_t.
 
     Args:
         copies: readings that kept their confidence.
@@ -93,8 +90,6 @@ def mixture_features(copies: Sequence[Readings], text: int, theta: int | None) -
         cache = copies[-1].confidence[text][2:]
         flatnesses = (len(cache) - 2) // 2
         found.append(cache[[theta, flatnesses + theta, 2 * flatnesses, 2 * flatnesses + 1]])
-    position = np.arange(found[0].shape[1]).clip(max=FURTHEST)
-    found.append(np.log1p(position)[None].astype(np.float32))
     return torch.from_numpy(np.concatenate(found)).t().clamp(min=-1e3)
 
 
