@@ -32,6 +32,10 @@ from metalm.training import checkpoint
 from metalm.training.disk import write_at_once, writing
 
 
+# Where a program runs, not what it is asked for.
+_WHERE = {"device", "threads"}
+
+
 class RunFolder:
     """Paths and files of one run.
 
@@ -55,6 +59,8 @@ class RunFolder:
     def write_configuration(self, config: Any) -> None:
         """Writes the configuration, or checks that it is the one already there.
 
+        Another device or number of threads may go on with a run (no longer bit for bit).
+
         Raises:
             ValueError: the folder belongs to a run with another configuration, or cannot be
                 written.
@@ -62,7 +68,7 @@ class RunFolder:
         wanted = _as_json(config)
         if self.configuration_path.exists():
             found = _with_defaults(type(config), self.read_configuration())
-            differing = sorted(_differences(found, wanted))
+            differing = sorted({*_differences(found, wanted)} - _WHERE)
             if differing:
                 raise ValueError(
                     f"{self.folder} belongs to another run; expected the same configuration, found "

@@ -52,6 +52,14 @@ def test_a_folder_of_another_run(tmp_path):
     assert from_json(ExperimentConfig, folder.read_configuration()) == config
 
 
+def test_another_number_of_threads_goes_on_with_a_run(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_configuration(ExperimentConfig(threads=2))
+    before = folder.configuration_path.read_bytes()
+    folder.write_configuration(ExperimentConfig(threads=1))
+    assert folder.configuration_path.read_bytes() == before
+
+
 @pytest.mark.parametrize("content", [None, "", "{"])
 def test_a_folder_that_is_no_run(tmp_path, content):
     folder = RunFolder(tmp_path)
