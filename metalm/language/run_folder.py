@@ -31,7 +31,6 @@ from metalm.language.configuration import from_json
 from metalm.training import checkpoint
 from metalm.training.disk import write_at_once, writing
 
-
 # Where a program runs, not what it is asked for.
 _WHERE = {"device", "threads"}
 
