@@ -28,7 +28,7 @@ from metalm.language.segment_loss import SegmentLoss, SegmentScore, lost_rows
 from metalm.meta.forward_mode import initial_traces, with_forward_mode
 from metalm.meta.meta_gradient import Mode
 from metalm.meta.parameters import Parameters, split
-from metalm.meta.rules.kinds import LearnedRule, RuleKind, learned_rule
+from metalm.meta.rules.kinds import LearnedRule, RuleKind, known_settings, learned_rule
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.tree import detach, transform
 from metalm.meta.unroll import State, unroll
@@ -102,7 +102,7 @@ class RuleTrainingConfig(MetaTrainingConfig):
     granularity: Literal["tensor", "row", "coordinate"] = "row"
     """What has a rate and a decay of its own; a row of the embedding is a token."""
     kind: RuleKind = "rates"
-    """Of rule, in both trainings: learned rates alone, or with a network on top of them."""
+    """Of rule, in both trainings: learned rates alone, or with a network or momentum on top."""
     hidden: int = 0
     """Units of the network; 0 for what the kind has by itself."""
     sees: tuple[str, ...] = ()
@@ -152,7 +152,9 @@ def starting_rule(rms: Parameters, config: RuleTrainingConfig, seed: int = 0) ->
     rates = LearnedRates.from_krause(
         rms, start["rate"], start["decay"], start["eps"] * mean, config.granularity
     )
-    settings: dict[str, Any] = {} if config.kind == "rates" else {"seed": seed}
+    settings: dict[str, Any] = {}
+    if "seed" in known_settings(config.kind):
+        settings["seed"] = seed
     if config.hidden:
         settings["hidden"] = config.hidden
     if config.sees:

@@ -48,6 +48,7 @@ _RULES: Mapping[RuleKind, str] = {
     "rates": "learned rates and decays",
     "gated": "learned rates and decays, under gates that see each weight and its article",
     "lstm": "learned rates and decays, and an LSTM that adds to each step",
+    "momentum": "learned rates and decays, along each gradient and the mean of earlier ones",
 }
 
 

@@ -18,6 +18,7 @@ from metalm.language.meta_training import (
     RuleTrainingConfig,
     starting_rule,
 )
+from metalm.language.model import LanguageModel
 from metalm.language.pretrained import Pretrained
 from metalm.language.reading import Reader
 from metalm.language.reading_store import ReadingStore
@@ -25,14 +26,14 @@ from metalm.language.run_folder import RunFolder
 from metalm.language.scoring import score_split
 from metalm.language.segment_loss import SegmentLoss
 from metalm.language.stages import Stages
-from metalm.language.trained import load_trained
+from metalm.language.trained import empty_rule, load_trained
 from metalm.meta.parameters import split
 from metalm.meta.tree import tensors
 from metalm.meta.unroll import unroll
 from metalm.training import loop
 from metalm.training.record import Record
 
-KINDS = ("gated", "lstm")
+KINDS = ("gated", "lstm", "momentum")
 NAMES = ("embedding.weight", "layers.1.input_weight", "layers.1.input_bias", "decoder.bias")
 SEGMENT = 3
 
@@ -123,13 +124,15 @@ def kind_run(request, trained_run, tmp_path_factory):
 
 
 def test_what_lies_above_the_rates_is_trained_too(kind_run):
-    """The LSTM for rows of large tensors has nothing to do here: no tensor is large."""
+    """Some have nothing to do here: an LSTM for rows where no tensor is large, and a keep that
+    unrolls of two updates cannot see.
+    """
     config, _, folder = kind_run
-    start = starting_rule({"weight": torch.ones(1)}, config.rule, config.seed)
+    start = empty_rule(LanguageModel(config.model), config.rule)
     before = {
         name: value
         for name, value in start.named_parameters()
-        if not name.startswith(("rates.", "of_rows."))
+        if not name.startswith(("rates.", "of_rows.", "keep_logit/"))
     }
     rule, joint = (folder.load(name)[0] for name in ("rule", "joint"))
     assert before
@@ -187,7 +190,7 @@ def test_evaluated_saved_and_loaded(kind_run, tmp_path):
     np.testing.assert_allclose(np.bincount(corpus.test[0].words, nats), first, rtol=1e-4)
     ship.ship(model, tmp_path / "shipped", torch.bfloat16, 0)
     rounded = Pretrained.from_pretrained(tmp_path / "shipped").reader().read(tokens).nats
-    np.testing.assert_allclose(rounded, nats, rtol=0.05)
+    np.testing.assert_allclose(rounded, nats, rtol=0.08)
 
 
 def test_a_run_from_before_there_were_kinds(trained_run, tmp_path, monkeypatch):

@@ -349,7 +349,7 @@ def test_an_unroll_that_trains_no_rule_is_refused(kind):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "gates"}, "expected 'rates', 'gated', 'lstm', found 'gates'"),
+        ({"kind": "gates"}, "expected 'rates', 'gated', 'lstm', 'momentum', found 'gates'"),
         ({"hidden": 3}, "a rule of kind 'rates' has no setting 'hidden'"),
         ({"kind": "lstm", "sees": ("loss",)}, "a rule of kind 'lstm' has no setting 'sees'"),
         ({"kind": "gated", "sees": ("tea",)}, "the gates cannot see 'tea'"),

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from metalm.meta.rules import CoordinateLSTM, Gated, LearnedRates
+from metalm.meta.rules import CoordinateLSTM, Gated, LearnedRates, Momentum
 from metalm.meta.rules.kinds import RuleKind, learned_rule
 
 
@@ -35,15 +35,19 @@ def test_settings_reach_the_rule(rates):
     lstm = learned_rule("lstm", rates, {"coordinates": 9})
     assert isinstance(lstm, CoordinateLSTM)
     assert lstm.coordinates == 9
+    momentum = learned_rule("momentum", rates, {"keep": 0.25})
+    assert isinstance(momentum, Momentum)
+    assert all(keep == 0.25 for keep in momentum.coefficients().keeps.values())
     assert learned_rule("rates", rates) is rates
 
 
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("gates", {}, "expected 'rates', 'gated', 'lstm', found 'gates'"),
+        ("gates", {}, "expected 'rates', 'gated', 'lstm', 'momentum', found 'gates'"),
         ("gated", {"coordinates": 9}, "has no setting 'coordinates'; expected hidden, sees, seed"),
         ("rates", {"hidden": 2}, "has no setting 'hidden'; expected none"),
+        ("momentum", {"hidden": 2}, "has no setting 'hidden'; expected keep, found 'hidden'"),
     ],
 )
 def test_refused_names(kind, settings, message, rates):

@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from metalm.meta import cpu_kernels, tree
-from metalm.meta.rules import CoordinateLSTM, Gated, GradientDescent, LearnedRates, RmsDecay
+from metalm.meta.rules import (
+    CoordinateLSTM,
+    Gated,
+    GradientDescent,
+    LearnedRates,
+    Momentum,
+    RmsDecay,
+)
 from metalm.training.state import pack, unpack
 
 ROWS = 3
@@ -220,6 +227,12 @@ def lstm(**settings):
     return (lambda rms: build_on_rates(CoordinateLSTM, rms, **settings), lstm_move)
 
 
+def momentum_move(place):
+    """A first step: there is no earlier gradient."""
+    rate, decay, _ = rates_at(place)
+    return place.weight - rate * place.gradient + decay * (place.home - place.weight)
+
+
 RULES = {
     "descent": (
         lambda rms: GradientDescent(0.3),
@@ -269,6 +282,7 @@ RULES = {
     "gated by the coordinate alone": gated(sees=("distance", "gradient", "homeward"), hidden=3),
     "LSTM of coordinates": lstm(hidden=3),
     "LSTM of rows": lstm(hidden=4, coordinates=13),
+    "momentum": (lambda rms: build_on_rates(Momentum, rms), momentum_move),
 }
 
 
