@@ -42,8 +42,8 @@ from metalm.language.configuration import from_json
 from metalm.language.consolidation import ConsolidationConfig, LongTermMemory
 from metalm.language.consolidation_effect import Effect, Found, Succession
 from metalm.language.consolidation_tuning import (
+    ChoiceText,
     ConsolidationTrial,
-    TuningText,
     choose_consolidation,
     try_settings,
 )
@@ -132,13 +132,13 @@ def load_metalm(folder: RunFolder) -> tuple[Reader, dict[str, Any]]:
 
 def deal_out(
     config: ExperimentConfig, corpus: Corpus, folder: RunFolder, options: argparse.Namespace
-) -> tuple[TuningText, Succession]:
+) -> tuple[ChoiceText, Succession]:
     """Held-out articles in turn to A and B; validation; thirty that all trainings read."""
     stages, most = Stages(config, corpus, folder), options.articles
     held_out: list[Article] = list(stages.held_out_articles)
     old = np.random.default_rng(0).permutation(len(stages.base_articles))[:NUM_OLD]
     show = held_out[1::2][:most]
-    text = TuningText(held_out[0::2][:most], show, CHOSEN_BY, options.tokens)
+    text = ChoiceText(held_out[0::2][:most], show, CHOSEN_BY, options.tokens)
     succession = Succession(
         first=show,
         then=list(corpus.valid)[:most],
@@ -167,7 +167,7 @@ def fisher_of(reader: Reader, corpus: Corpus, path: Path, batches: int) -> Param
 def try_all(
     reader: Reader,
     fisher: Parameters,
-    text: TuningText,
+    text: ChoiceText,
     options: argparse.Namespace,
     results: dict[str, Any],
     out: Path,

@@ -43,7 +43,7 @@ class ConsolidationTrial:
     """How long it took."""
 
 
-class TuningText(NamedTuple):
+class ChoiceText(NamedTuple):
     """What the choice rests on."""
 
     articles: Sequence[Article]
@@ -59,7 +59,7 @@ class TuningText(NamedTuple):
 def try_settings(
     reader: Reader,
     fisher: Mapping[str, Tensor],
-    text: TuningText,
+    text: ChoiceText,
     settings: Iterable[ConsolidationConfig],
 ) -> Iterator[ConsolidationTrial]:
     """Tries one setting after the other, each from home.

@@ -6,8 +6,8 @@ import torch
 
 from metalm.language.consolidation import ConsolidationConfig
 from metalm.language.consolidation_tuning import (
+    ChoiceText,
     ConsolidationTrial,
-    TuningText,
     choose_consolidation,
     try_settings,
 )
@@ -40,7 +40,7 @@ def test_a_trial_is_plain_reading_with_plain_arithmetic_between(
     articles, others = article_set(texts[:3]), article_set(texts[3:])
     rule, update = learning("gradient descent", tiny_model(), NAMES)
     reader = Reader(tiny_model(), rule, NAMES, SEGMENT)
-    text = TuningText(list(articles), list(others), beginning=3, tokens=9)
+    text = ChoiceText(list(articles), list(others), beginning=3, tokens=9)
     setting = ConsolidationConfig(share=share, elasticity=elasticity)
     (trial,) = try_settings(reader, fisher, text, [setting])
 
