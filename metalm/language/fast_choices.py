@@ -1,0 +1,85 @@
+"""Which weights of a language model are fast, whole or as low-rank changes, and what that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+from metalm.language.methods import ALL_BUT_RECURRENT
+from metalm.language.model import LanguageModel
+from metalm.meta.low_rank import Basis, LowRank
+from metalm.meta.parameters import choose, split
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastChoice:
+    """Some weights of a model, by name."""
+
+    name: str
+    """What tables call it."""
+    patterns: tuple[str, ...] = ALL_BUT_RECURRENT
+    """Of the parameters that adapt, as `choose` takes them."""
+    rank: int = 0
+    """Of the change U V of each chosen matrix, where only U and V are fast; 0 for whole matrices.
+    Vectors are always fast as they are.
+    """
+    basis: Basis = "random"
+    """Where V starts (`LowRank`)."""
+
+    def of(self, model: LanguageModel) -> FastModel:
+        """The model in the form in which these weights can be fast.
+
+        Raises:
+            ValueError: a pattern without a match, or a rank that does not fit a chosen matrix.
+        """
+        names = choose(model, self.patterns)
+        own = dict(model.named_parameters())
+        if self.rank == 0:
+            size = _bytes_of(model, names)
+            return FastModel(model, names, size, 2 * size)
+        matrices = [name for name in names if own[name].dim() > 1]
+        vectors = [f"module.{name}" for name in names if own[name].dim() == 1]
+        low = LowRank(model, matrices, self.rank, self.basis)
+        stand_in = cast(LanguageModel, low)  # it has all that a reader asks a model for
+        fast = choose(low, ["factors.*", *vectors])
+        size = _bytes_of(stand_in, fast)
+        return FastModel(stand_in, fast, size, 2 * size + 2 * _bytes_of(model, matrices))
+
+
+class FastModel(NamedTuple):
+    """A model, and what of it is fast."""
+
+    model: LanguageModel
+    """The model itself, or a `LowRank` that stands in for it."""
+    names: tuple[str, ...]
+    """Of the fast parameters."""
+    bytes_kept: int
+    """Of an article's fast weights, from segment to segment."""
+    bytes_at_work: int
+    """Of an article while it learns from a segment: fast weights and their gradients, and of
+    low-rank changes also the sums W_0 + U V and theirs.
+    """
+
+
+WHOLE = (
+    FastChoice(name="embedding and output bias", patterns=("embedding.*", "decoder.*")),
+    FastChoice(name="LSTM layers", patterns=("layers.*",)),
+    FastChoice(name="all but recurrent weights"),
+    FastChoice(name="everything", patterns=("*",)),
+)
+"""Choices of whole tensors. Input and output embedding are one tensor."""
+
+
+def low_rank_choices(ranks: Sequence[int], bases: Sequence[Basis]) -> tuple[FastChoice, ...]:
+    """Low-rank changes of what adapts by default."""
+    return tuple(
+        FastChoice(name=f"rank {rank}, {basis} basis", rank=rank, basis=basis)
+        for rank in ranks
+        for basis in bases
+    )
+
+
+def _bytes_of(model: LanguageModel, names: Sequence[str]) -> int:
+    chosen, _ = split(model, names)
+    return sum(weight.numel() * weight.element_size() for weight in chosen.values())
