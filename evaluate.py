@@ -24,13 +24,13 @@ import torch
 
 from data_prep.own_text import read_texts
 from metalm.language.articles import open_corpus
-from metalm.language.configuration import from_json
 from metalm.language.experiment import MODES, SPLITS, evaluate, tune_run
 from metalm.language.own_texts import evaluate_texts, reader_of_pretrained, reader_of_run
 from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
 from metalm.language.vocabulary import Vocabulary
 from metalm.training.allocator import keep_freed_memory
+from metalm.training.configuration import from_json
 from metalm.training.disk import writing
 from metalm.training.folder_lock import only_program_in
 

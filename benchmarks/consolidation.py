@@ -38,7 +38,6 @@ from metalm.adapt.reading_state import checksum
 from metalm.analysis.appearance import SETTINGS, save_figure
 from metalm.analysis.consolidation_report import consolidation_table, draw_consolidation
 from metalm.language.articles import Article, Corpus, open_corpus
-from metalm.language.configuration import from_json
 from metalm.language.consolidation import ConsolidationConfig, LongTermMemory
 from metalm.language.consolidation_effect import Effect, Found, Succession
 from metalm.language.consolidation_tuning import (
@@ -56,6 +55,7 @@ from metalm.language.run_folder import RunFolder
 from metalm.language.stages import Stages
 from metalm.meta.parameters import Parameters
 from metalm.training.allocator import keep_freed_memory
+from metalm.training.configuration import from_json
 
 BEGINNINGS = (200, 500, 1000)
 CHOSEN_BY = 500

@@ -29,7 +29,6 @@ from data_prep.corpora import prepare
 from metalm.analysis.bootstrap import ratio_intervals
 from metalm.analysis.tables import interval_text
 from metalm.language.articles import ArticleSet, open_corpus
-from metalm.language.configuration import from_json
 from metalm.language.methods import Learning, Method, ModelName, TrainedModels
 from metalm.language.presets import ExperimentConfig
 from metalm.language.reading import Reader
@@ -47,6 +46,7 @@ from metalm.language.tuning import (
     tuning_text,
 )
 from metalm.training.allocator import keep_freed_memory
+from metalm.training.configuration import from_json
 
 Store = dict[str, Any]
 

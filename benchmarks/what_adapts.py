@@ -40,7 +40,6 @@ from metalm.language.choice_scores import (
     starting_settings,
     static_score,
 )
-from metalm.language.configuration import from_json
 from metalm.language.experiment import read_trials
 from metalm.language.fast_choices import WHOLE, FastChoice, FastModel, low_rank_choices
 from metalm.language.model import LanguageModel
@@ -50,6 +49,7 @@ from metalm.language.stages import Stages
 from metalm.language.statistics import gradient_rms
 from metalm.language.trained import load_model
 from metalm.training.allocator import keep_freed_memory
+from metalm.training.configuration import from_json
 
 DEFAULT = next(choice.name for choice in WHOLE if choice.patterns == FastChoice(name="").patterns)
 

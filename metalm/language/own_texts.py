@@ -18,7 +18,6 @@ from metalm.analysis.scores import Scores
 from metalm.analysis.tables import Cost, print_tables
 from metalm.language.articles import SCHEMA, ArticleSet
 from metalm.language.comparison import compared_methods
-from metalm.language.configuration import from_json
 from metalm.language.experiment import read_trials
 from metalm.language.methods import NAMES, STARTS, Method, TrainedModels
 from metalm.language.mixtures import Mixtures, kept_mixtures
@@ -30,6 +29,7 @@ from metalm.language.run_folder import RunFolder
 from metalm.language.scoring import score_split
 from metalm.language.trained import load_trained
 from metalm.language.vocabulary import Vocabulary
+from metalm.training.configuration import from_json
 
 MODE: ReadingMode = "reset"
 

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metalm.language.articles import file_checksum
-from metalm.language.configuration import from_json
 from metalm.language.pretrained_config import PretrainedConfig
 from metalm.language.vocabulary import DESCRIPTION_FILE, TOKENIZER_FILE, Vocabulary
+from metalm.training.configuration import from_json
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 CHECKED = (WEIGHTS, TOKENIZER_FILE, DESCRIPTION_FILE)

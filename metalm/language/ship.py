@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from metalm.language.configuration import from_json
 from metalm.language.presets import PRESETS, ExperimentConfig
 from metalm.language.pretrained import SHIPPED, Pretrained
 from metalm.language.pretrained_config import Origin, PretrainedConfig, ReadingSettings
@@ -32,6 +31,7 @@ from metalm.language.trained import load_model, load_rule
 from metalm.language.tuning import choose_settings, trial_from_json
 from metalm.language.vocabulary import Vocabulary
 from metalm.meta.parameters import choose
+from metalm.training.configuration import from_json
 
 LIMIT = 12_000_000
 """Bytes that the package's model may take in all."""

@@ -8,10 +8,10 @@ import shutil
 import pytest
 import torch
 
-from metalm.language.configuration import from_json
 from metalm.language.presets import PRESETS, ExperimentConfig, preset_named
 from metalm.language.run_folder import RunFolder
 from metalm.language.trained import load_trained
+from metalm.training.configuration import from_json
 
 
 @pytest.fixture
