@@ -1,12 +1,13 @@
 """Checkpointed segments: keep every k-th W and state, recompute the steps between in the backward.
 
-Of K steps, K/k checkpoints and the inner gradients of one segment of k are held: least at a k of
-the order of sqrt(K). The recomputation repeats the same numbers, random ones included.
+Of T steps, T/k checkpoints and what one segment of k keeps are held; `segment_length.py` has the k
+that makes this least. The last segment is not recomputed: the backward pass begins with it, so its
+graph may as well stay. The recomputation repeats the same numbers, random ones included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,32 +17,46 @@ from torch.autograd.function import once_differentiable
 
 from metalm.meta import tree
 from metalm.meta.inner_problem import InnerProblem, Unrolled
+from metalm.meta.segment_length import Scales, Segment, check_segment
 
 Method = Callable[[InnerProblem], Unrolled]
 
 
-def run_segments(problem: InnerProblem, method: Method, segment: int) -> Unrolled:
-    """Run the steps in segments of so many, each recomputed when its gradient is asked for.
+def run_segments(problem: InnerProblem, method: Method, segment: Segment) -> Unrolled:
+    """Run the steps in segments, each but the last recomputed when its gradient is asked for.
+
+    A last batch that is only scored is a segment of its own: its graph goes before another comes.
 
     Raises:
-        ValueError: A segment shorter than one step.
+        ValueError: A segment that there cannot be, or a budget that is too small.
     """
-    if segment < 1:
-        raise ValueError(
-            f"impossible segment; expected at least 1 update, found {segment}; do change it, or "
-            "leave it out to keep everything"
-        )
-    parts = []
-    for start in range(0, len(problem.batches), segment):
-        part = _run(problem.part(start, start + segment), method)
+    check_segment(segment)
+    scales = None if isinstance(segment, int) else Scales()
+    length = segment if isinstance(segment, int) else 1
+    steps = len(problem.batches)
+    updates = steps if problem.update_last else steps - 1
+    parts: list[Unrolled] = []
+    start = 0
+    while start < steps:
+        if scales is not None and start == 1 and updates > 1:
+            length = scales.length(segment, updates - 1)
+        stop = steps if start >= updates else min(start + length, updates)
+        if stop == updates and (start == 0 or (scales is not None and start == 1)):
+            stop = steps  # one segment holds everything
+        part = problem.part(start, stop)
+        if stop == steps:
+            taken = method(part)
+        else:
+            taken = _run(part, method, scales if start == 0 else None)
+        parts.append(taken)
         problem = replace(
             problem,
-            fast=part.fast,
-            rule_state=part.rule_state,
-            state=part.state,
+            fast=taken.fast,
+            rule_state=taken.rule_state,
+            state=taken.state,
             truncated=False,
         )
-        parts.append(part)
+        start = stop
     return parts[-1]._replace(
         meta_loss=torch.stack([part.meta_loss for part in parts]).sum(),
         losses=torch.cat([part.losses for part in parts]),
@@ -49,9 +64,9 @@ def run_segments(problem: InnerProblem, method: Method, segment: int) -> Unrolle
     )
 
 
-def _run(problem: InnerProblem, method: Method) -> Unrolled:
-    """One segment."""
-    kept = _Kept(problem, method)
+def _run(problem: InnerProblem, method: Method, scales: Scales | None) -> Unrolled:
+    """One segment; scales weigh what it would keep."""
+    kept = _Kept(problem, method, scales)
     outputs = _Segment.apply(kept, *kept.inputs, *problem.rule.parameters())
     assert kept.result is not None
     return _with_outputs(kept.result, list(outputs))
@@ -60,8 +75,8 @@ def _run(problem: InnerProblem, method: Method) -> Unrolled:
 class _Kept:
     """What a segment is recomputed from, beside the tensors that autograd sees."""
 
-    def __init__(self, problem: InnerProblem, method: Method) -> None:
-        self.problem, self.method = problem, method
+    def __init__(self, problem: InnerProblem, method: Method, scales: Scales | None) -> None:
+        self.problem, self.method, self.scales = problem, method, scales
         self.inputs = tree.tensors(_differentiable(problem))
         self.result: Unrolled | None = None
 
@@ -79,18 +94,19 @@ class _Segment(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.problem = _with_inputs(kept.problem, [tensor.new_empty(0) for tensor in kept.inputs])
         ctx.random = _random_states(tensors)
-        detached = [tensor.detach() for tensor in kept.inputs]
-        kept.result = kept.method(_with_inputs(kept.problem, detached))
+        if kept.scales is None:
+            detached = [tensor.detach() for tensor in kept.inputs]
+            kept.result = kept.method(_with_inputs(kept.problem, detached))
+        else:
+            copies = _copies(kept.inputs, ctx.flags)
+            kept.result = kept.scales.weigh(_with_inputs(kept.problem, copies), kept.method)
         return tuple(tree.tensors(_outputs(kept.result)))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        inputs = [
-            tensor.detach().requires_grad_(flag)
-            for tensor, flag in zip(saved[: ctx.num], ctx.flags, strict=True)
-        ]
+        inputs = _copies(saved[: ctx.num], ctx.flags)
         devices = [device for device, _ in ctx.random if device is not None]
         with torch.random.fork_rng(devices), torch.enable_grad():
             _set_random_states(ctx.random)
@@ -113,6 +129,12 @@ class _Segment(torch.autograd.Function):
             else [None] * sum(tensor.requires_grad for tensor in wanted)
         )
         return None, *(next(reached) if tensor.requires_grad else None for tensor in wanted)
+
+
+def _copies(tensors: Sequence[Tensor], flags: list[bool]) -> list[Tensor]:
+    return [
+        tensor.detach().requires_grad_(flag) for tensor, flag in zip(tensors, flags, strict=True)
+    ]
 
 
 def _differentiable(problem: InnerProblem) -> tuple[Any, ...]:

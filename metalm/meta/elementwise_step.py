@@ -14,6 +14,9 @@ from metalm.meta.step_gradients import Steps, Wanted
 
 Number = Tensor | float
 
+# Numbers up to which one tensor operation takes less time than the way into the kernels.
+_FEW = 2**16
+
 
 def step(
     weight: Tensor, gradient: Tensor, slow: Tensor, rate: Number, decay: Number | None
@@ -30,6 +33,10 @@ def step(
     Returns:
         A new tensor like ``weight``.
     """
+    if decay is None and weight.numel() <= _FEW:
+        if isinstance(rate, Tensor):
+            return torch.addcmul(weight, rate, gradient, value=-1)
+        return torch.sub(weight, gradient, alpha=rate)
     rate = as_tensor(rate, weight)
     decay = None if decay is None else as_tensor(decay, weight)
     new: Tensor = _Step.apply(weight, gradient, slow, rate, decay)
@@ -61,6 +68,12 @@ def write_step(
     decay: Number | None,
 ) -> None:
     """`step` without a derivative, into ``new``, which may be ``weight``; the same bits."""
+    if decay is None and weight.numel() <= _FEW:
+        if isinstance(rate, Tensor):
+            torch.addcmul(weight, rate, gradient, value=-1, out=new)
+        else:
+            torch.sub(weight, gradient, alpha=rate, out=new)
+        return
     rate = as_tensor(rate, new)
     decay = None if decay is None else as_tensor(decay, new)
     kernels_for(new).write_step(new, weight, gradient, slow, rate, decay)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -46,10 +46,23 @@ class InnerProblem:
     """Whether ``fast`` is W_0 plus something constant; it then has no history of its own."""
     traces: Parameters | None = None
     """What forward mode carries beside ``fast``; None for zeros."""
+    update_last: bool = True
+    """Whether the last loss is learnt from, too."""
 
     def part(self, start: int, stop: int) -> InnerProblem:
         """The same problem with the batches from start to before stop."""
-        return replace(self, batches=self.batches[start:stop], weights=self.weights[start:stop])
+        return replace(
+            self,
+            batches=self.batches[start:stop],
+            weights=self.weights[start:stop],
+            update_last=self.update_last or stop < len(self.batches),
+        )
+
+    def steps(self) -> Iterator[tuple[Batch, float, bool]]:
+        """Each batch, its w_t, and whether its loss is learnt from."""
+        last = len(self.batches) - 1
+        for t, (batch, weight) in enumerate(zip(self.batches, self.weights, strict=True)):
+            yield batch, weight, t < last or self.update_last
 
     def shared(self) -> Parameters:
         """The parameters outside of the fast ones that the meta-gradient reaches."""

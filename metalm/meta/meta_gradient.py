@@ -75,8 +75,9 @@ def graph_steps(problem: InnerProblem) -> Unrolled:
         fast = rebase(fast, problem.slow)
     shared = problem.shared()
     losses, aux, terms = [], [], []
-    for batch, weight in zip(problem.batches, problem.weights, strict=True):
-        taken = inner_step(problem, fast, shared, batch, state)
+    for batch, weight, learns in problem.steps():
+        counted = shared if weight else {}
+        taken = inner_step(problem, fast, counted, batch, state)
         losses.append(taken.losses)
         aux.append(taken.aux)
         state = taken.state
@@ -84,6 +85,8 @@ def graph_steps(problem: InnerProblem) -> Unrolled:
         if weight:
             attached = attach(total, taken.gradients, {**shared, **fast})
             terms.append(attached if weight == 1 else attached * weight)
+        if not learns:
+            break
         rule_state = problem.rule.observe(rule_state, taken.losses)
         fast, rule_state = problem.rule(
             fast, taken.gradients, problem.slow, rule_state, problem.coefficients

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from metalm.meta.inner_problem import InnerProblem, Unrolled, inner_step, weighted_sum
+from metalm.meta.tree import detach
 
 
 @torch.no_grad()
@@ -12,7 +13,12 @@ def plain_steps(problem: InnerProblem) -> Unrolled:
     """Adapt only: no meta-gradient, nothing kept."""
     fast, rule_state, state = problem.fast, problem.rule_state, problem.state
     losses, aux = [], []
-    for batch in problem.batches:
+    for batch, _, learns in problem.steps():
+        if not learns:
+            found, kept, state = problem.loss({**problem.rest, **fast}, batch, detach(state))
+            losses.append(found)
+            aux.append(kept)
+            break
         taken = inner_step(problem, fast, {}, batch, state)
         losses.append(taken.losses)
         aux.append(taken.aux)

@@ -11,6 +11,7 @@ l_t alone, with that state held fixed.
 from __future__ import annotations
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalm.meta.fork import forward_copy, rebase
 from metalm.meta.inner_problem import InnerProblem, Unrolled, inner_gradient
@@ -20,23 +21,30 @@ from metalm.meta.tree import detach
 
 def exact_steps(problem: InnerProblem) -> Unrolled:
     """Second order for any rule; without grad mode only the numbers, in little memory."""
-    if not torch.is_grad_enabled():
-        return plain_steps(problem)
+    # The fused kernels of attention have no second derivative; with and without a graph the numbers
+    # must be the same.
+    with sdpa_kernel(SDPBackend.MATH):
+        return _graph(problem) if torch.is_grad_enabled() else plain_steps(problem)
+
+
+def _graph(problem: InnerProblem) -> Unrolled:
     fast, rule_state, state = problem.fast, problem.rule_state, problem.state
     if problem.truncated:
         fast = rebase(fast, problem.slow)
     losses, aux, terms = [], [], []
-    for batch, weight in zip(problem.batches, problem.weights, strict=True):
+    for batch, weight, learns in problem.steps():
         # The loss is taken on the backward copies; where nothing leads to them they are leaves.
         leaves = {name: tensor for name, tensor in fast.items() if not tensor.requires_grad}
         fast = {**fast, **forward_copy(leaves)}
         step_losses, kept, state = problem.loss({**problem.rest, **fast}, batch, state)
         total = step_losses.sum()
-        gradients = inner_gradient(total, fast, differentiable=True)
         losses.append(step_losses.detach())
         aux.append(detach(kept))
         if weight:
             terms.append(total if weight == 1 else total * weight)
+        if not learns:
+            break
+        gradients = inner_gradient(total, fast, differentiable=True)
         rule_state = problem.rule.observe(rule_state, step_losses)
         fast, rule_state = problem.rule(
             fast, gradients, problem.slow, rule_state, problem.coefficients

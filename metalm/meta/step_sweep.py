@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from metalm.meta.elementwise_step import as_tensor, kernels_for, memory_like, write_step
 from metalm.meta.inner_problem import InnerProblem, InnerStep, Unrolled, inner_step, weighted_sum
 from metalm.meta.parameters import Parameters
-from metalm.meta.step_gradients import Steps, Wanted
+from metalm.meta.step_gradients import StepGradients, Steps, Wanted
 
 
 def swept_steps(problem: InnerProblem) -> Unrolled:
@@ -72,33 +72,37 @@ class _Sweep(torch.autograd.Function):
         shared = problem.shared()
         sums: Parameters = {}
         fast = dict(problem.fast)
-        gradients: list[list[Tensor]] = [[] for _ in range(num)]
-        for batch, weight in zip(problem.batches, problem.weights, strict=True):
-            taken = inner_step(problem, fast, shared, batch, kept.state)
+        histories = [_History(*pair) for pair in zip(decays, wanted, strict=True)]
+        for batch, weight, learns in problem.steps():
+            taken = inner_step(problem, fast, shared if weight else {}, batch, kept.state)
             kept.add(taken)
-            _add_weighted(sums, {name: taken.gradients[name] for name in shared}, weight)
+            if weight:
+                _add_weighted(sums, {name: taken.gradients[name] for name in shared}, weight)
             for i, name in enumerate(problem.fast):
                 gradient = taken.gradients[name]
-                # The caller's weights stay as they are; every later W_t is overwritten.
-                new = memory_like(fast[name]) if len(kept.losses) == 1 else fast[name]
-                write_step(new, fast[name], gradient, slow[i], rates[i], decays[i])
-                fast[name] = new
-                if any(wanted[i]):
-                    gradients[i].append(gradient)
+                histories[i].add(gradient, weight, learns)
+                if learns:
+                    # The caller's weights stay as they are; every later W_t is overwritten.
+                    new = memory_like(fast[name]) if len(kept.losses) == 1 else fast[name]
+                    rate = problem.coefficients.rates[name]
+                    write_step(new, fast[name], gradient, slow[i], rate, decays[i])
+                    fast[name] = new
         starts = [
             start if flags.decay and not _is_view_of(start, base) else None
             for start, base, flags in zip(first, slow, wanted, strict=True)
         ]
         ctx.set_materialize_grads(False)
         ctx.truncated = problem.truncated
-        ctx.num, ctx.wanted, ctx.weights = num, wanted, list(problem.weights)
-        ctx.counts = [len(steps) for steps in gradients]
+        ctx.num, ctx.wanted, ctx.unused = num, wanted, len(shared) - len(sums)
+        # What is left of a history lies in the saved tensors, where autograd frees it.
+        gradients = [history.taken() for history in histories]
+        ctx.histories, ctx.counts = histories, [len(tensors) for tensors in gradients]
         ctx.save_for_backward(
             *slow,
             *rates,
             *decays,
             *starts,
-            *(g for steps in gradients for g in steps),
+            *(g for tensors in gradients for g in tensors),
             *sums.values(),
         )
         return weighted_sum(torch.stack(kept.losses), problem.weights), *fast.values()
@@ -110,20 +114,93 @@ class _Sweep(torch.autograd.Function):
         slow, rates, decays, starts = (saved[i * num : (i + 1) * num] for i in range(4))
         rest = list(saved[4 * num :])
         scale = 0.0 if to_loss is None else to_loss.item()
-        weights = [weight * scale for weight in ctx.weights]
         columns: list[tuple[Tensor | None, ...]] = []
         for i in range(num):
             gradients, rest = rest[: ctx.counts[i]], rest[ctx.counts[i] :]
-            if not gradients or (scale == 0 and to_last[i] is None):
-                columns.append((None, None, None, None))
-                continue
-            steps = Steps(
-                gradients, weights, slow[i], rates[i], decays[i], starts[i], ctx.truncated
-            )
-            found = kernels_for(slow[i]).sweep(steps, to_last[i], ctx.wanted[i])
+            steps = Steps([], [], slow[i], rates[i], decays[i], starts[i], ctx.truncated)
+            found = ctx.histories[i].sweep(gradients, steps, scale, to_last[i], ctx.wanted[i])
             columns.append((found.first, *found.of_shapes(rates[i], decays[i])))
         reached = [gradient for kind in zip(*columns, strict=True) for gradient in kind]
-        return None, *reached, *(total * scale for total in rest)
+        return None, *reached, *(total * scale for total in rest), *(None,) * ctx.unused
+
+
+class _History:
+    """What the steps of one tensor leave for the sweep.
+
+    Without a decay and with a rate that is not learned, lambda_0 = lambda_K + sum_t w_t g_t is all
+    that is asked for, so that one sum takes the place of the g_t.
+
+    Args:
+        decay: rho of the tensor.
+        wanted: what is asked for.
+    """
+
+    def __init__(self, decay: Tensor | None, wanted: Wanted) -> None:
+        self.idle = not any(wanted)
+        self.summed = decay is None and not wanted.rate
+        self.weights: list[float] = []
+        self._gradients: list[Tensor] = []
+        self._last: list[Tensor] = []
+        self.last_weight = 0.0
+
+    def add(self, gradient: Tensor, weight: float, learns: bool) -> None:
+        """Note g_t of a step."""
+        if self.idle or (self.summed and not weight):
+            return
+        if self.summed:
+            if self._gradients:
+                self._gradients[0].add_(gradient, alpha=weight)
+            else:
+                self._gradients.append(gradient * weight)
+        elif learns:
+            self._gradients.append(gradient)
+            self.weights.append(weight)
+        elif weight:
+            self._last.append(gradient)
+            self.last_weight = weight
+
+    def taken(self) -> list[Tensor]:
+        """Hand over the tensors: the gradients, and last that of a loss not learnt from."""
+        tensors = [*self._gradients, *self._last]
+        self._gradients, self._last = [], []
+        return tensors
+
+    def sweep(
+        self,
+        tensors: list[Tensor],
+        steps: Steps,
+        scale: float,
+        incoming: Tensor | None,
+        wanted: Wanted,
+    ) -> StepGradients:
+        """Go back through the steps.
+
+        Args:
+            tensors: what `taken` gave.
+            steps: of this tensor, without gradients.
+            scale: the gradient of the meta-loss.
+            incoming: the gradient of the last W; None for zeros.
+            wanted: what is asked for.
+        """
+        if self.idle or (incoming is None and (scale == 0 or not tensors)):
+            return StepGradients(None, None, None, None)
+        count = len(self.weights)
+        for gradient in tensors[count:]:
+            share = gradient * (scale if self.summed else scale * self.last_weight)
+            incoming = share if incoming is None else incoming + share
+        if not count:
+            return _carried(incoming, steps, wanted)
+        weights = [weight * scale for weight in self.weights]
+        steps = steps._replace(gradients=tensors[:count], weights=weights)
+        return kernels_for(steps.slow).sweep(steps, incoming, wanted)
+
+
+def _carried(incoming: Tensor | None, steps: Steps, wanted: Wanted) -> StepGradients:
+    """lambda_0 = lambda_K: what steps without decay leave of it, where nothing else is known."""
+    to_slow = None
+    if incoming is not None and steps.truncated and wanted.slow:
+        to_slow = incoming if incoming.dim() == steps.slow.dim() else incoming.sum(0)
+    return StepGradients(incoming if wanted.first else None, to_slow, None, None)
 
 
 def _add_weighted(sums: Parameters, gradients: Parameters, weight: float) -> None:

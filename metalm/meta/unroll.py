@@ -15,6 +15,7 @@ from metalm.meta.fork import forgotten, stack_rows
 from metalm.meta.inner_problem import Batch, InnerProblem, LossFunction, State, Unrolled
 from metalm.meta.meta_gradient import Mode, method_of
 from metalm.meta.parameters import Parameters
+from metalm.meta.segment_length import Segment
 from metalm.meta.tree import detach
 from metalm.meta.update_rule import AbstractUpdateRule, Coefficients, RuleState
 
@@ -38,7 +39,8 @@ def unroll(
     order: int = 1,
     mode: Mode = "reverse",
     traces: Parameters | None = None,
-    segment: int | None = None,
+    segment: Segment | None = None,
+    update_last: bool = True,
     overwrite: bool = False,
 ) -> Unrolled:
     """Take the losses and the updates of a sequence of batches, each loss before its update.
@@ -67,7 +69,9 @@ def unroll(
         traces: In forward mode, what the unroll before gave with ``fast`` (or `initial_traces`,
             where every row of ``fast`` is W_0); W_t depends on phi through these alone.
         segment: Keep W and the states at every so many updates only, and recompute the rest in the
-            backward pass.
+            backward pass; "auto" for the number that needs least memory, or a `Budget` of bytes.
+        update_last: Whether the last loss is learnt from; without, ``fast`` are the weights that
+            it was taken at (a few-shot task's queries).
         overwrite: At order 0 and in forward mode, write the updates into ``fast`` and ``traces``
             themselves: no second copy in memory.
 
@@ -76,8 +80,8 @@ def unroll(
 
     Raises:
         ValueError: An order or a mode that does not exist or does not fit the rule, no batch,
-            weights of another number, fast weights without the traces that forward mode needs, or
-            nothing that may be overwritten.
+            weights of another number, fast weights without the traces that forward mode needs,
+            nothing that may be overwritten, or a segment that there cannot be.
     """
     method = method_of(order, mode, rule)
     forward = mode == "forward" and order > 0
@@ -91,7 +95,7 @@ def unroll(
             "do give one weight a step"
         )
     if forward:
-        _check_forward(fast, traces, segment)
+        _check_forward(fast, traces, segment, update_last)
     if overwrite and (fast is None or (order != 0 and not forward)):
         raise ValueError(
             "nothing may be overwritten here; expected fast weights of the caller's own and order "
@@ -120,6 +124,7 @@ def unroll(
             overwrite=overwrite,
             truncated=truncate,
             traces=traces,
+            update_last=update_last,
         )
         if segment is None or order == 0:
             result = method(problem)
@@ -128,7 +133,9 @@ def unroll(
     return result._replace(state=detach(result.state))
 
 
-def _check_forward(fast: Parameters | None, traces: Parameters | None, segment: int | None) -> None:
+def _check_forward(
+    fast: Parameters | None, traces: Parameters | None, segment: Segment | None, update_last: bool
+) -> None:
     if fast is not None and traces is None:
         raise ValueError(
             "fast weights without traces; expected in forward mode the traces that came with them, "
@@ -139,4 +146,9 @@ def _check_forward(fast: Parameters | None, traces: Parameters | None, segment: 
         raise ValueError(
             "checkpoints in forward mode, which has no backward pass through the updates; expected "
             f"no segment, found {segment}; do leave it out"
+        )
+    if not update_last:
+        raise ValueError(
+            "forward mode learns from every loss; expected update_last=True, found False; do use "
+            "mode='reverse'"
         )
