@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
-
 from data_prep import own_text, python_docs, synthetic, wikitext
+from data_prep.once import prepared_once
 from data_prep.prepared import identity, tokenizer_identity, write
 from data_prep.text_source import TextSource
 from metalm.language.articles import MANIFEST, read_manifest
 from metalm.language.vocabulary import Kind, Vocabulary
-from metalm.training.disk import writing
 
 NAMED: Mapping[str, Callable[[], TextSource]] = {
     "python-docs": python_docs.python_docs_source,
@@ -94,29 +88,13 @@ def prepare(
         return _already_prepared(Path(source), tokenizer, vocabulary_size)
     text = find_source(source)
     name = f"{text.name}-{tokenizer}" + (str(vocabulary_size) if tokenizer == "bpe" else "")
-    name = re.sub(r"[^\w.-]+", "-", name)
-    wanted = identity(text, tokenizer, vocabulary_size, vocabulary)
-    root = Path(root)
-    folder = _place(root, name, wanted)
-    if _recorded(folder) == wanted:
-        return folder
-    with writing(folder):
-        root.mkdir(parents=True, exist_ok=True)
-        lock = _acquired(FileLock(root / f".{name}.lock"), folder)
-    with lock:
-        folder = _place(root, name, wanted)  # another process may have finished meanwhile
-        if _recorded(folder) != wanted:
-            write(text, folder, tokenizer, vocabulary_size, vocabulary)
-    return folder
-
-
-def _acquired(lock: FileLock, folder: Path) -> AcquireReturnProxy:
-    """The lock; what another process prepares meanwhile is waited for, and then used."""
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for another program, which prepares {folder}", file=sys.stderr)
-        return lock.acquire()
+    return prepared_once(
+        Path(root),
+        name,
+        identity(text, tokenizer, vocabulary_size, vocabulary),
+        _recorded,
+        lambda folder: write(text, folder, tokenizer, vocabulary_size, vocabulary),
+    )
 
 
 def _already_prepared(folder: Path, kind: Kind, size: int) -> Path:
@@ -128,14 +106,6 @@ def _already_prepared(folder: Path, kind: Kind, size: int) -> Path:
             "ask for that one, or give the text itself"
         )
     return folder
-
-
-def _place(root: Path, name: str, wanted: dict[str, Any]) -> Path:
-    """The plain name, unless another finished corpus lies there."""
-    if _recorded(root / name) in (None, wanted):
-        return root / name
-    checksum = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-    return root / f"{name}-{checksum[:8]}"
 
 
 def _recorded(folder: Path) -> dict[str, Any] | None:
