@@ -62,7 +62,7 @@ def test_a_folder_that_was_cut_short_is_prepared_again(own, tmp_path):
 
 def test_unknown_pictures(tmp_path):
     with pytest.raises(
-        ValueError, match="unknown pictures; expected omniglot, .* found 'omnigloth'"
+        ValueError, match=r"unknown pictures; expected omniglot, .* found 'omnigloth'"
     ):
         prepare_pictures("omnigloth", root=tmp_path)
 
