@@ -1,0 +1,124 @@
+"""Where the episodes of an experiment come from: what is learnt on, chosen on, and scored once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from metalm.fewshot.episodes import EpisodeSampler, EpisodeSource
+from metalm.fewshot.glyphs import draw_glyphs
+from metalm.fewshot.images import ImageEpisodes, LabelledImages
+from metalm.fewshot.sine import SineTasks
+from metalm.fewshot.splits import ClassSplit, official_split, random_split
+
+Part = Literal["train", "validation", "test"]
+
+# A stream of random numbers for each part: test episodes do not depend on what was trained.
+_STREAMS: dict[Part, int] = {"train": 0, "validation": 1, "test": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What a task is, and which classes it may have."""
+
+    source: str = "glyphs"
+    """sine; glyphs, which are drawn; omniglot, or the path of pictures (see the README)."""
+    way: int = 5
+    """Classes of a task (not for sine)."""
+    shot: int = 1
+    """Support items of a class; points of a curve."""
+    query: int = 15
+    """Queries of a class; points of a curve."""
+    split: Literal["random", "official"] = "random"
+    """Classes dealt at random, or Omniglot's background and evaluation sets."""
+    test_share: float = 0.26
+    """Of the classes, for the random split (Omniglot in the literature: 423 of 1,623)."""
+    validation_share: float = 0.06
+    """Of the classes, for the random split (100 of 1,623)."""
+    validation_groups: int = 5
+    """Alphabets kept for validation, for the official split."""
+    rotations: bool = True
+    """Pictures turned by quarters are further classes to learn from."""
+    turned_tests: bool = False
+    """The same for validation and test, as in some of the literature."""
+    within_groups: bool = False
+    """A task's classes come from one group (alphabet)."""
+    size: int = 28
+    """Pixels of a side."""
+
+
+class TaskShape(NamedTuple):
+    """How large a task is."""
+
+    way: int
+    shot: int
+    query: int
+
+
+def draw_pictures() -> LabelledImages:
+    """The embedded default: 1,000 glyphs of 40 alphabets, 20 drawings of each."""
+    return draw_glyphs(alphabets=40, letters=25, drawings=20, seed=0)
+
+
+def split_classes(config: TaskConfig, images: LabelledImages, seed: int) -> ClassSplit:
+    """Which classes serve what.
+
+    Raises:
+        ValueError: the pictures have no official split, or too few classes.
+    """
+    if config.split == "official":
+        return official_split(
+            images.parts or (),
+            images.groups or (),
+            num_validation_groups=config.validation_groups,
+            seed=seed,
+        )
+    count = images.num_classes
+    return random_split(
+        count,
+        num_test=round(config.test_share * count),
+        num_validation=round(config.validation_share * count),
+        seed=seed,
+    )
+
+
+def episode_source(
+    config: TaskConfig,
+    part: Part,
+    seed: int,
+    shape: TaskShape | None = None,
+    images: LabelledImages | None = None,
+) -> EpisodeSource:
+    """Endless episodes of one part; the same seed gives the same.
+
+    Args:
+        config: of the tasks.
+        part: whose classes; curves have no parts, but a stream of their own for each.
+        seed: of the split and of the episodes.
+        shape: of a task; None takes the configuration's.
+        images: the pictures; not for sine.
+
+    Raises:
+        ValueError: too few classes or pictures; the message names the class and the counts.
+    """
+    shape = shape or TaskShape(config.way, config.shot, config.query)
+    stream = seed * len(_STREAMS) + _STREAMS[part]
+    if config.source == "sine":
+        return SineTasks(shot=shape.shot, query=shape.query, seed=stream)
+    if images is None:
+        raise ValueError(
+            f"tasks of {config.source!r} need pictures; expected images, found none; prepare them"
+        )
+    chosen = images.of_classes(getattr(split_classes(config, images, seed), part))
+    if config.rotations if part == "train" else config.turned_tests:
+        chosen = chosen.with_rotations()
+    sampler = EpisodeSampler(
+        chosen.labels,
+        shape.way,
+        shape.shot,
+        shape.query,
+        stream,
+        names=chosen.names,
+        groups=chosen.groups if config.within_groups else None,
+    )
+    return ImageEpisodes(chosen, sampler)
