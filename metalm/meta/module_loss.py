@@ -1,0 +1,81 @@
+"""The loss of a fork's batches, as `unroll` takes it: for one task, or for several side by side.
+
+Several tasks run under ``vmap`` of the loss alone; gradients are taken outside, by autograd. In
+torch 2.13 the other order, ``vmap(grad(...))`` and ``backward`` after it, gives a wrong second
+derivative through BatchNorm and LayerNorm without a word; this one was never found to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.backends import cudnn
+
+from metalm.meta import tree
+from metalm.meta.inner_problem import Batch
+from metalm.meta.parameters import Parameters
+
+if TYPE_CHECKING:
+    from metalm.meta.module_fork import Fork
+
+
+class ModuleLoss:
+    """loss(fork, batch) as a function of parameters and buffers, for `unroll`.
+
+    Args:
+        fork: whose module runs, for one task or for several.
+        loss: called with a fork of one task and its batch.
+        order: of the meta-gradient.
+    """
+
+    def __init__(self, fork: Fork, loss: Callable[[Any, Batch], Any], order: int) -> None:
+        self.fork, self.loss = fork, loss
+        # CuDNN's recurrences have no second derivative; torch's own have.
+        recurrent = any(isinstance(part, nn.RNNBase) for part in fork.module.modules())
+        self.without_cudnn = order == 2 and recurrent
+
+    def __call__(
+        self, parameters: Parameters, batch: Batch, buffers: Parameters
+    ) -> tuple[Tensor, Any, Parameters]:
+        """Losses, a scalar or ``[tasks]``, what is to be kept, and the buffers after it."""
+        with cudnn.flags(enabled=False) if self.without_cudnn else nullcontext():
+            if self.fork.tasks is None:
+                return self._one(parameters, batch, buffers)
+            return self._several(parameters, batch, buffers)
+
+    def _one(
+        self, parameters: Parameters, batch: Batch, buffers: Parameters
+    ) -> tuple[Tensor, Any, Parameters]:
+        model = self.fork.with_numbers(parameters, buffers)
+        found = self.loss(model, batch)
+        value, aux = found if isinstance(found, tuple) else (found, None)
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"the loss of a task is no number; expected a scalar tensor, found {shape}; do "
+                "take the mean over the batch"
+            )
+        return value, aux, model.buffers
+
+    def _several(
+        self, parameters: Parameters, batch: Batch, buffers: Parameters
+    ) -> tuple[Tensor, Any, Parameters]:
+        fast = {name: parameters[name] for name in self.fork.fast}
+        rest = {name: parameters[name] for name in self.fork.rest}
+        kept: list[Any] = []
+
+        def one(
+            fast: Parameters, tensors: list[Tensor], buffers: Parameters
+        ) -> tuple[Tensor, list[Tensor], Parameters]:
+            value, aux, after = self._one({**rest, **fast}, tree.replace(batch, tensors), buffers)
+            kept.append(aux)
+            return value, tree.tensors(aux), after
+
+        losses, tensors, after = torch.func.vmap(one, randomness="different")(
+            fast, tree.tensors(batch), buffers
+        )
+        return losses, tree.replace(kept[0], tensors), after
