@@ -63,9 +63,9 @@ def triplet_loss(squared: Tensor, same: Tensor, margin: float) -> Tensor:
 
         max(0, d(query, positive)^2 - d(query, negative)^2 + margin)
 
-    Over every triplet of a query, a support item of its class and one of another. The mean is over
-    the triplets that are not satisfied, so that its size does not fade with their number (Hermans
-    et al. 2017, arXiv 1703.07737, section 2); 0 when all are.
+    Over every triplet of a query, a support item of its class and one of another. A task's mean is
+    over its triplets that are not satisfied, so that its size does not fade with their number
+    (Hermans et al. 2017, arXiv 1703.07737, section 2); 0 when all are.
 
     Args:
         squared: squared distances, [tasks, queries, items].
@@ -75,7 +75,8 @@ def triplet_loss(squared: Tensor, same: Tensor, margin: float) -> Tensor:
     violations = (squared.unsqueeze(3) - squared.unsqueeze(2) + margin).clamp_min(0)
     triplets = same.unsqueeze(3) & ~same.unsqueeze(2)
     violations = violations * triplets
-    return violations.sum() / (violations > 0).sum().clamp_min(1)
+    active = (violations > 0).sum((1, 2, 3)).clamp_min(1)
+    return (violations.sum((1, 2, 3)) / active).mean()
 
 
 def _balanced(losses: Tensor, same: Tensor) -> Tensor:
