@@ -1,7 +1,8 @@
 """Which weights adapt: perplexity against memory per article and speed, under dynamic evaluation.
 
     python benchmarks/what_adapts.py RUN [--out FOLDER] [--articles 20] [--tokens 2000]
-        [--segment 20] [--ranks 4 16 64] [--bases random principal] [--learning sgd rms]
+        [--segment 20] [--ranks 4 16 64] [--bases random principal] [--factors both left]
+        [--learning sgd rms]
 
 Validation articles of a trained run, each read for itself (reset) with the control's weights. Tried
 are whole tensors, and low-rank changes of those that adapt by default (W_0 + U V; biases whole).
@@ -9,9 +10,9 @@ Each choice has a rate of its own, found by a walk on some validation articles; 
 Decay and eps are those that tuning chose for the default at this segment length, or those where the
 search for them begins.
 
-The RMS that the rate is divided by is counted on training text for every choice, U and V included.
-At W_0 U is zero, so that V has no gradient: its RMS is 0, V moves by rate / eps times its gradient,
-as in SGD, and does not decay. A benchmark that was interrupted goes on where it was.
+The RMS that the rate is divided by is counted on training text for every choice. At W_0 U is zero,
+so that V has no gradient there: in place of its RMS stands the mean of that of its U. A benchmark
+that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -41,12 +42,17 @@ from metalm.language.choice_scores import (
     static_score,
 )
 from metalm.language.experiment import read_trials
-from metalm.language.fast_choices import WHOLE, FastChoice, FastModel, low_rank_choices
+from metalm.language.fast_choices import (
+    WHOLE,
+    FastChoice,
+    FastModel,
+    fast_rms,
+    low_rank_choices,
+)
 from metalm.language.model import LanguageModel
 from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
 from metalm.language.stages import Stages
-from metalm.language.statistics import gradient_rms
 from metalm.language.trained import load_model
 from metalm.training.allocator import keep_freed_memory
 from metalm.training.configuration import from_json
@@ -83,6 +89,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--segment", type=int, default=20, help="tokens between two updates")
     parser.add_argument("--ranks", type=int, nargs="*", default=[4, 16, 64])
     parser.add_argument("--bases", nargs="+", default=["random", "principal"])
+    parser.add_argument("--factors", nargs="+", default=["both"], help="fast ones; left: U alone")
     parser.add_argument("--learning", nargs="+", default=["sgd", "rms"], choices=("sgd", "rms"))
     parser.add_argument("--halvings", type=int, default=1, help="of the walk's step, a factor of 2")
     parser.add_argument("--batches", type=int, default=60, help="of training text, for the RMS")
@@ -118,13 +125,13 @@ def measure(
     if ("nothing", "none") not in done:
         add(static_score(FastModel(model, (), 0, 0), text, options.rows))
     tuned, segment = read_trials(folder, "reset"), options.segment
-    for choice in (*WHOLE, *low_rank_choices(options.ranks, options.bases)):
+    low_rank = low_rank_choices(options.ranks, options.bases, options.factors)
+    for choice in (*WHOLE, *low_rank):
         wanted = [way for way in options.learning if (choice.name, way) not in done]
         if not wanted:
             continue
         fast = choice.of(model)
-        count = (fast.model, training, fast.names, segment)
-        rms = gradient_rms(*count, batches=options.batches) if "rms" in wanted else {}
+        rms = fast_rms(fast, training, segment, options.batches) if "rms" in wanted else {}
         for learning in wanted:
             start = starting_settings(tuned.get(learning, []), learning, segment)
             asked = (choice.name, learning, fast, rms, start, segment, text)
@@ -134,7 +141,15 @@ def measure(
 
 def begin(path: Path, model: LanguageModel, options: argparse.Namespace) -> dict[str, Any]:
     """What was measured so far of the same model in the same way, or nothing."""
-    free = ("run", "out", "threads", "ranks", "bases", "learning")  # more choices may be added
+    free = (
+        "run",
+        "out",
+        "threads",
+        "ranks",
+        "bases",
+        "factors",
+        "learning",
+    )  # more choices may be added
     asked = {name: value for name, value in vars(options).items() if name not in free}
     fresh = {"options": asked, "model": checksum(model), "scores": []}
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
+import torch
+
+from metalm.language.articles import ArticleSet
 from metalm.language.methods import ALL_BUT_RECURRENT
 from metalm.language.model import LanguageModel
+from metalm.language.statistics import gradient_rms
 from metalm.meta.low_rank import Basis, LowRank
-from metalm.meta.parameters import choose, split
+from metalm.meta.parameters import Parameters, choose, split
+
+Factors = Literal["both", "left"]
+_LEFT, _RIGHT = ".left", ".right"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +33,8 @@ class FastChoice:
     """
     basis: Basis = "random"
     """Where V starts (`LowRank`)."""
+    factors: Factors = "both"
+    """Whether U and V are fast, or U (left) alone, V staying where it starts."""
 
     def of(self, model: LanguageModel) -> FastModel:
         """The model in the form in which these weights can be fast.
@@ -42,7 +51,8 @@ class FastChoice:
         vectors = [f"module.{name}" for name in names if own[name].dim() == 1]
         low = LowRank(model, matrices, self.rank, self.basis)
         stand_in = cast(LanguageModel, low)  # it has all that a reader asks a model for
-        fast = choose(low, ["factors.*", *vectors])
+        factors = "factors.*" if self.factors == "both" else f"factors.*{_LEFT}"
+        fast = choose(low, [factors, *vectors])
         size = _bytes_of(stand_in, fast)
         return FastModel(stand_in, fast, size, 2 * size + 2 * _bytes_of(model, matrices))
 
@@ -71,13 +81,40 @@ WHOLE = (
 """Choices of whole tensors. Input and output embedding are one tensor."""
 
 
-def low_rank_choices(ranks: Sequence[int], bases: Sequence[Basis]) -> tuple[FastChoice, ...]:
+def low_rank_choices(
+    ranks: Sequence[int], bases: Sequence[Basis], factors: Sequence[Factors] = ("both",)
+) -> tuple[FastChoice, ...]:
     """Low-rank changes of what adapts by default."""
+    names = {"both": "", "left": ", U alone"}
     return tuple(
-        FastChoice(name=f"rank {rank}, {basis} basis", rank=rank, basis=basis)
+        FastChoice(
+            name=f"rank {rank}, {basis} basis{names[which]}", rank=rank, basis=basis, factors=which
+        )
         for rank in ranks
         for basis in bases
+        for which in factors
     )
+
+
+def fast_rms(fast: FastModel, articles: ArticleSet, segment: int, batches: int) -> Parameters:
+    """RMS of the gradients of what is fast, on training text (`gradient_rms`).
+
+    V has no gradient at W_0, where U is zero, but has one as soon as a text is read: the mean RMS
+    of its U stands for its own, so that a rule that divides by it moves both alike, as SGD does.
+
+    Args:
+        fast: what is fast, of which model.
+        articles: training text.
+        segment: tokens of each row in a batch.
+        batches: how many are counted.
+    """
+    rms = gradient_rms(fast.model, articles, fast.names, segment, batches=batches)
+    return {
+        name: torch.full_like(own, float(rms[name.removesuffix(_RIGHT) + _LEFT].mean()))
+        if name.endswith(_RIGHT)
+        else own
+        for name, own in rms.items()
+    }
 
 
 def _bytes_of(model: LanguageModel, names: Sequence[str]) -> int:

@@ -13,9 +13,10 @@ import torch
 
 from metalm.language.cache import CacheConfig
 from metalm.language.choice_scores import compared_text, starting_settings
-from metalm.language.fast_choices import WHOLE, FastChoice, low_rank_choices
+from metalm.language.fast_choices import WHOLE, FastChoice, fast_rms, low_rank_choices
 from metalm.language.methods import STARTS
 from metalm.language.reading import Reader
+from metalm.language.streams import TokenStreams
 from metalm.language.trained import load_model
 from metalm.language.tuning import Trial
 
@@ -72,8 +73,32 @@ def test_low_rank_choices_take_factors_and_vectors(tiny_model):
         text = [np.arange(7, dtype=np.int32)]
         same = Reader(fast.model).read(text).nats[0]
         np.testing.assert_allclose(same, Reader(model).read(text).nats[0], rtol=1e-12)
+    (alone,) = low_rank_choices([2], ["random"], ["left"])
+    assert alone.name == "rank 2, random basis, U alone"
+    assert alone.of(model).bytes_kept == 8 * (2 * (11 + 20 + 12) + DECODER_BIAS + BIASES)
     with pytest.raises(ValueError, match="impossible rank for"):
         FastChoice(name="", rank=4).of(model)
+
+
+def test_the_rms_of_factors_is_that_of_the_gradients_in_the_basis(tiny_model, article_set):
+    """U's gradient is that of the weight times V'; V, which has none, takes the mean of its U."""
+    random = np.random.default_rng(3)
+    articles = article_set([random.integers(0, 11, 40).astype(np.int32)])
+    model = tiny_model()
+    fast = FastChoice(name="", rank=2, patterns=("layers.0.input_weight", "decoder.bias")).of(model)
+    found = fast_rms(fast, articles, 5, 1)
+    streams = TokenStreams(articles, 2, 0, 0)
+    inputs, targets = streams.segment(0, 5)
+    output = model.requires_grad_(True)(inputs, model.initial_state(2)).logits
+    loss = torch.nn.functional.cross_entropy(output.flatten(0, 1), targets.flatten())
+    weight, bias = model.layers[0].input_weight, model.decoder.bias
+    to_weight, to_bias = torch.autograd.grad(loss, [weight, bias])
+    key = "factors.layers/0/input_weight"
+    right = fast.model.get_parameter(f"{key}.right").detach()
+    left = (to_weight @ right.T).abs()
+    torch.testing.assert_close(found[f"{key}.left"], left)
+    torch.testing.assert_close(found["module.decoder.bias"], to_bias.abs())
+    torch.testing.assert_close(found[f"{key}.right"], left.mean().expand(2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +108,7 @@ def measured(program, trained_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("what-adapts")
     words = ["run", "--out", str(out), "--articles", "2", "--tuning-articles", "1"]
     words += ["--tokens", "11", "--segment", "4", "--ranks", "2", "--bases", "principal"]
+    words += ["--factors", "both", "left"]
     options = program.parse([*words, "--halvings", "0", "--batches", "3", "--rows", "2"])
     return options, program.measure(config, corpus, folder, options)
 
@@ -91,6 +117,7 @@ def test_the_scores(measured, trained_run, plain_read):
     config, corpus, folder = trained_run
     options, scores = measured
     names = [choice.name for choice in WHOLE] + ["rank 2, principal basis"]
+    names += ["rank 2, principal basis, U alone"]
     assert [(score.choice, score.learning) for score in scores] == [
         ("nothing", "none"),
         *((name, learning) for name in names for learning in ("sgd", "rms")),
