@@ -106,6 +106,8 @@ def _start(
 def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
     """The lines of the comparison, with the settings that validation chose.
 
+    Dynamic evaluation by plain gradients (sgd) has a cache only if rms with one is not better.
+
     Args:
         trials: of every way of learning that is compared.
         ablations: whether metalm is there with W_0 frozen too, and at its longest segments.
@@ -127,8 +129,8 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
                 cached = alone
             title = NAMES[learning] + suffix
             methods.append(_method(title, learning, model, alone, None, learned))
-            if learning == "rule":  # an ablation: what adds to it is not asked
-                continue
+            if learning == "rule" or (learning == "sgd" and _is_better(trials, "rms")):
+                continue  # an ablation, or not the best rival with a cache: not asked
             title = "cache" if learning == "none" else f"{title} + cache"
             methods.append(_method(title, learning, model, cached, cached.cache, learned))
     longest = max((t.segment for t in trials.get("joint", [])), default=0)
@@ -138,6 +140,14 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
         name = f"metalm, segments of {longest}"
         methods.insert(methods.index(main[0]), _method(name, "joint", "joint", best, None))
     return methods
+
+
+def _is_better(trials: Trials, name: str) -> bool:
+    """Whether, with a cache, dynamic evaluation of that name is better than by plain gradients."""
+    return bool(trials.get(name)) and (
+        choose_settings(trials[name], cached=True).cached_perplexity
+        < choose_settings(trials["sgd"], cached=True).cached_perplexity
+    )
 
 
 def _method(

@@ -284,6 +284,15 @@ def test_a_cache_shares_the_settings_that_are_as_good_without_one():
     assert (cached.segment, cached.settings, cached.cache.theta) == (10, {"rate": 2.0}, 6.51)
 
 
+@pytest.mark.parametrize(("cached", "expected"), [(6.0, True), (4.0, False)])
+def test_plain_gradients_have_a_cache_only_if_that_is_the_best_rival(cached, expected):
+    trials = {"sgd": [trial(5, 6.5, 5.0, rate=1.0)], "rms": [trial(5, 6.0, cached, rate=2.0)]}
+    names = [method.name for method in compared_methods(trials)]
+    assert "dynamic evaluation (SGD)" in names
+    assert "dynamic evaluation (RMS) + cache" in names
+    assert ("dynamic evaluation (SGD) + cache" in names) == expected
+
+
 def test_the_other_mode_says_where_the_search_begins(models, articles):
     config = TuningConfig(
         articles=1, tokens=4, segments=(4,), rule_segments=(3,), thetas=(1.0,), shares=(0.1,)
