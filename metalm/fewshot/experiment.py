@@ -1,0 +1,172 @@
+"""One few-shot experiment: train a method, score it on test tasks, keep what was found.
+
+A run's folder: configuration.json, stages/method (checkpoints, metrics.jsonl), method.safetensors
+(the trained method), scores.json (the score of every test task), results.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from metalm.fewshot.images import LabelledImages
+from metalm.fewshot.method import FewShotMethod
+from metalm.fewshot.methods import made
+from metalm.fewshot.presets import FewShotConfig
+from metalm.fewshot.scoring import Estimate, estimate, task_scores
+from metalm.fewshot.sources import episode_source
+from metalm.fewshot.training import FewShotTraining
+from metalm.training.disk import write_at_once
+from metalm.training.loop import run
+from metalm.training.record import Progress, Record
+from metalm.training.run_folder import RunFolder
+from metalm.training.state import pack, unpack
+
+STAGE = "method"
+VALIDATION_TASKS = 100
+
+
+class Result(NamedTuple):
+    """What an experiment found.
+
+    Attributes:
+        score: accuracy, or mean squared error for regression, over test tasks.
+        facts: what the score depends on, for tables: split, rotations, queries, episodes, whose
+            statistics batch normalisation used, seed.
+    """
+
+    score: Estimate
+    facts: dict[str, Any]
+
+
+def train(
+    config: FewShotConfig, folder: RunFolder, images: LabelledImages | None = None
+) -> FewShotMethod:
+    """Trains the method to its last step, from its newest checkpoint if there is one.
+
+    Raises:
+        ValueError: the folder belongs to another run, the method does not exist or cannot have such
+            tasks, or there are too few classes or pictures.
+    """
+    torch.manual_seed(config.seed)
+    method = made(config, images).to(config.device)
+    source = episode_source(config.task, "train", config.seed, config.trained_on, images)
+    episode_source(config.task, "test", config.seed, None, images)  # refuses before it is too late
+    folder.write_configuration(config)
+    parameters = list(method.parameters())
+    if folder.has(STAGE) or not parameters:
+        return load(config, folder, images) if parameters else method
+    training = FewShotTraining(
+        method,
+        source,
+        torch.optim.Adam(parameters, lr=config.training.rate),
+        tasks=config.training.tasks,
+        schedule=schedule(config),
+        clip=config.training.clip,
+        device=config.device,
+    )
+    with Record(folder.stage(STAGE)) as record:
+        run(
+            training,
+            num_steps=config.training.steps,
+            folder=folder.stage(STAGE),
+            record=record,
+            evaluate=lambda _: _validation(config, method, images),
+            evaluate_every=max(1, config.training.steps // 10),
+            save_every_seconds=60.0,
+            log_every=20,
+            configuration=_relevant(config),
+            title=config.method,
+        )
+    folder.save(STAGE, *pack(method.state_dict()))
+    return method
+
+
+def load(
+    config: FewShotConfig, folder: RunFolder, images: LabelledImages | None = None
+) -> FewShotMethod:
+    """The trained method of a run.
+
+    Raises:
+        ValueError: it has not been trained, or the file is damaged.
+    """
+    method = made(config, images)
+    if next(method.parameters(), None) is not None:
+        method.load_state_dict(unpack(*folder.load(STAGE)))
+    return method.to(config.device)
+
+
+def score(
+    config: FewShotConfig,
+    method: FewShotMethod,
+    folder: RunFolder,
+    images: LabelledImages | None = None,
+) -> Result:
+    """Scores the trained method on test tasks and writes results.json."""
+    source = episode_source(config.task, "test", config.seed, None, images)
+    with Progress(f"{config.method}, test tasks", config.scoring.tasks) as progress:
+
+        def tell(tasks: int) -> None:
+            for _ in range(tasks):
+                progress.update()
+
+        scores = task_scores(
+            method, source, config.scoring.tasks, device=config.device, progress=tell
+        )
+    result = Result(estimate(scores), facts(config, method))
+    content = {"score": dataclasses.asdict(result.score), "facts": result.facts, "tasks": scores}
+    write_at_once(folder.folder / "results.json", json.dumps(content, indent=1) + "\n")
+    return result
+
+
+def facts(config: FewShotConfig, method: FewShotMethod) -> dict[str, Any]:
+    """What a score means, beside the number."""
+    task = config.task
+    return {
+        "method": config.method,
+        "task": task.source,
+        "way": task.way,
+        "shot": task.shot,
+        "query": task.query,
+        "split": task.split,
+        "rotations": task.rotations,
+        "turned_tests": task.turned_tests,
+        "within_groups": task.within_groups,
+        "batch_normalisation": method.statistics,
+        "seed": config.seed,
+        "steps": config.training.steps,
+    }
+
+
+def schedule(config: FewShotConfig) -> Callable[[int], float]:
+    """The learning rate at a step: halved now and then, or along a half cosine to zero."""
+    training = config.training
+
+    def rate(step: int) -> float:
+        if training.halve_every > 0:
+            return training.rate * 0.5 ** (step // training.halve_every)
+        return training.rate * 0.5 * (1 + math.cos(math.pi * step / training.steps))
+
+    return rate
+
+
+def _validation(
+    config: FewShotConfig, method: FewShotMethod, images: LabelledImages | None
+) -> dict[str, float]:
+    source = episode_source(config.task, "validation", config.seed, None, images)
+    found = estimate(task_scores(method, source, VALIDATION_TASKS, device=config.device))
+    return {"score": found.mean, "margin": found.margin}
+
+
+def _relevant(config: FewShotConfig) -> dict[str, Any]:
+    """What the numbers of the training depend on."""
+    settings = dataclasses.asdict(config)
+    return {
+        name: settings[name]
+        for name in ("method", "seed", "task", "network", "adaptation", "training")
+    }
