@@ -23,6 +23,9 @@ Objective = Literal["pairs", "contrastive", "triplet"]
 # et al. 2015, section 3.1, for features of length 1.
 MARGINS = {"contrastive": 1.0, "triplet": 0.2}
 
+# Of the weights behind the convolutions at the start (Koch et al. 2015, section 3.2).
+DEVIATION = 0.2
+
 
 def pair_loss(logits: Tensor, same: Tensor) -> Tensor:
     """Cross-entropy of "same class or not"; equal pairs and unequal pairs weigh the same.
@@ -86,16 +89,17 @@ def _balanced(losses: Tensor, same: Tensor) -> Tensor:
 class Siamese(MetricMethod):
     """A query belongs to the class of the support item that it most resembles.
 
-    For "pairs", p(same) = sigmoid(sum over j of a_j |s_j - s'_j| + b) with s = sigmoid(f(x)), as in
-    Koch et al.; their network for 105 x 105 pixels is replaced by the encoder given, and their
-    layer of 4,096 units by the encoder's features. For "contrastive" and "triplet", the squared
-    distance of features decides; for "triplet" they are brought to length 1.
+    For "pairs", p(same) = sigmoid(sum over j of a_j |s_j - s'_j| + b) with s = sigmoid(M f(x)), as
+    in Koch et al.; their convolutions for 105 x 105 pixels are replaced by the encoder given. For
+    "contrastive" and "triplet", the squared distance of features decides; for "triplet" they are
+    brought to length 1.
 
     Args:
         encoder: pictures -> [pictures, ...].
         statistics: of the encoder's batch normalisation.
         objective: what is learnt.
         num_features: numbers that the encoder gives a picture; "pairs" needs it.
+        units: length of s; 4,096 in Koch et al., for larger pictures.
         margin: of the loss; see `MARGINS` for the default.
 
     Raises:
@@ -109,6 +113,7 @@ class Siamese(MetricMethod):
         *,
         objective: Objective,
         num_features: int | None = None,
+        units: int = 512,
         margin: float | None = None,
     ) -> None:
         super().__init__(encoder, statistics)
@@ -120,7 +125,10 @@ class Siamese(MetricMethod):
                     "the judgement of pairs has no size; expected the number of features of the "
                     "encoder, found none; give num_features"
                 )
-            self.judge = nn.Linear(num_features, 1)
+            self.units = nn.Linear(num_features, units)
+            self.judge = nn.Linear(units, 1)
+            for matrix in (self.units, self.judge):
+                nn.init.normal_(matrix.weight, 0, DEVIATION)
 
     def memory(self, features: Tensor, targets: Tensor) -> Neighbours:
         """The embedded support items."""
@@ -147,7 +155,7 @@ class Siamese(MetricMethod):
     def _prepared(self, features: Tensor) -> Tensor:
         features = features.flatten(2)
         if self.objective == "pairs":
-            return features.sigmoid()
+            return self.units(features).sigmoid()
         return functional.normalize(features, dim=-1) if self.objective == "triplet" else features
 
     def _likeness(self, memory: Neighbours, features: Tensor) -> Tensor:

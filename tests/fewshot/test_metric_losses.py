@@ -135,7 +135,7 @@ def test_triplet_loss_is_zero_when_all_is_well():
 @pytest.mark.parametrize("objective", ["pairs", "contrastive", "triplet"])
 def test_likeness_by_loops(objective):
     torch.manual_seed(0)
-    method = Siamese(nn.Identity(), "none", objective=objective, num_features=5).double()
+    method = Siamese(nn.Identity(), "none", objective=objective, num_features=5, units=6).double()
     found = method.answer(method.remember(SUPPORT, TARGETS), QUERY)
     for task in range(2):
         for query in range(4):
@@ -143,7 +143,7 @@ def test_likeness_by_loops(objective):
             for i in range(7):
                 one, other = QUERY[task, query], SUPPORT[task, i]
                 if objective == "pairs":
-                    distance = (one.sigmoid() - other.sigmoid()).abs()
+                    distance = (method.units(one).sigmoid() - method.units(other).sigmoid()).abs()
                     score = (method.judge.weight[0] @ distance + method.judge.bias[0]).item()
                 elif objective == "contrastive":
                     score = -float((one - other).square().sum())

@@ -29,7 +29,7 @@ METHODS = {
     "prototypical": lambda s: Prototypical(TinyEncoder(s), s),
     "matching": lambda s: Matching(TinyEncoder(s), s),
     "matching, euclidean": lambda s: Matching(TinyEncoder(s), s, similarity="euclidean"),
-    "siamese": lambda s: Siamese(TinyEncoder(s), s, objective="pairs", num_features=4),
+    "siamese": lambda s: Siamese(TinyEncoder(s), s, objective="pairs", num_features=4, units=5),
     "contrastive": lambda s: Siamese(TinyEncoder(s), s, objective="contrastive", margin=0.3),
     "triplet": lambda s: Siamese(TinyEncoder(s), s, objective="triplet"),
     "relation": lambda s: Relation(size=SIZE, width=3, statistics=s),
