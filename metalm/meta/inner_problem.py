@@ -106,7 +106,8 @@ def inner_step(
     with torch.enable_grad():
         losses, aux, state = problem.loss({**problem.rest, **leaves}, batch, detach(state))
         gradients = inner_gradient(losses.sum(), leaves)
-    return InnerStep(losses.detach(), gradients, detach(aux), detach(state))
+    # A copy: the mean of torch's own losses still holds the memory of all its terms.
+    return InnerStep(losses.detach().clone(), gradients, detach(aux), detach(state))
 
 
 def inner_gradient(loss: Tensor, leaves: Parameters, differentiable: bool = False) -> Parameters:

@@ -162,7 +162,8 @@ def fork(module: nn.Module, fast: Sequence[str] | None = None, *, tasks: int | N
     Args:
         module: any module; a tensor that it holds under several names stays one.
         fast: name patterns of the parameters that learn, such as ``["head.*"]``; by default all
-            that require a gradient. The others are meta-learned where they require one.
+            that require a gradient. The others are meta-learned where they require one. With none,
+            the fork can be called, for buffers of its own, but learns nothing.
         tasks: to learn so many tasks side by side.
 
     Raises:
@@ -172,7 +173,7 @@ def fork(module: nn.Module, fast: Sequence[str] | None = None, *, tasks: int | N
         check_tasks(module)
     names = tuple(name for name, tensor in module.named_parameters() if tensor.requires_grad)
     if fast is not None:
-        names = choose(module, fast)
+        names = choose(module, fast) if fast else ()
     elif not names:
         raise ValueError(
             "nothing would learn; expected a parameter that requires a gradient, found none; do "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.backends import cudnn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalm.meta import tree
 from metalm.meta.inner_problem import Batch
@@ -45,7 +46,9 @@ class ModuleLoss:
         with cudnn.flags(enabled=False) if self.without_cudnn else nullcontext():
             if self.fork.tasks is None:
                 return self._one(parameters, batch, buffers)
-            return self._several(parameters, batch, buffers)
+            # Other kernels of attention would run task by task.
+            with sdpa_kernel(SDPBackend.MATH):
+                return self._several(parameters, batch, buffers)
 
     def _one(
         self, parameters: Parameters, batch: Batch, buffers: Parameters

@@ -38,7 +38,7 @@ def _graph(problem: InnerProblem) -> Unrolled:
         fast = {**fast, **forward_copy(leaves)}
         step_losses, kept, state = problem.loss({**problem.rest, **fast}, batch, state)
         total = step_losses.sum()
-        losses.append(step_losses.detach())
+        losses.append(step_losses.detach().clone())
         aux.append(detach(kept))
         if weight:
             terms.append(total if weight == 1 else total * weight)

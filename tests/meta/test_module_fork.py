@@ -57,7 +57,7 @@ class Idle(nn.Module):
 
 def pictures(norm):
     return nn.Sequential(
-        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3, padding=1), norm, nn.Tanh(), nn.MaxPool1d(2),
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3, padding=1), norm, nn.Tanh(), nn.AvgPool1d(2),
         nn.Flatten(), nn.Linear(12, 3),
     )  # fmt: skip
 
@@ -131,7 +131,7 @@ def gradients(module, rule, **options):
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in leaves]
 
 
-def slope_along(leaf, direction, function, step=1e-3):
+def slope_along(leaf, direction, function, step=1e-4):
     """Central difference of fourth order."""
     values = []
     for times in (1, -1, 2, -2):
