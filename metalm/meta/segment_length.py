@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -102,6 +103,12 @@ class Scales:
 
     def weigh(self, problem: InnerProblem, method: Callable[[InnerProblem], Unrolled]) -> Unrolled:
         """Run the steps with a graph, note what they keep, and give the numbers alone."""
+        # From the second step on, fast weights do not share the memory of W_0.
+        fast = {
+            name: tensor.detach().clone().requires_grad_(tensor.requires_grad)
+            for name, tensor in problem.fast.items()
+        }
+        problem = replace(problem, fast=fast)
         known = _storages(
             [
                 problem.slow,
@@ -126,8 +133,9 @@ class Scales:
         checkpoint = _storages([result.fast, result.rule_state, result.state])
         steps = len(problem.batches)
         kept = sum(size for place, size in graph.items() if place not in known)
-        # From the second step on, the fast weights that the graph keeps are its own.
-        own = sum(size for place, size in graph.items() if place in _storages([problem.fast]))
+        # The first are a checkpoint; those of further steps are kept by the graph alone.
+        places = _storages([fast])
+        own = sum(size for place, size in graph.items() if place in places)
         self.seen = StepBytes(math.ceil(kept / steps) + own, sum(checkpoint.values()))
         return result._replace(
             meta_loss=result.meta_loss.detach(),
@@ -152,7 +160,8 @@ class _Saved:
     """A tensor that a graph keeps; it lives as long as the graph."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+        # Autograd knows the history; with it, the graph would hold itself.
+        self.tensor = tensor.detach()
 
     def unpack(self) -> Tensor:
         return self.tensor

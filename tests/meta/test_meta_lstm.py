@@ -62,7 +62,9 @@ def by_hand(slow, batches, rule, weights):
         slopes = torch.autograd.grad(value(leaves, batch), list(leaves.values()))
         gradient = torch.cat([slope.flatten() for slope in slopes])
         rows = [[*seen(found.item()), *seen(slope.item())] for slope in gradient]
-        memory = torch.func.functional_call(cell, own, (torch.tensor(rows, dtype=torch.float64), memory))
+        memory = torch.func.functional_call(
+            cell, own, (torch.tensor(rows, dtype=torch.float64), memory)
+        )
         parts = ((rule.forget_weight, rule.forget_bias), (rule.enter_weight, rule.enter_bias))
         gates = [
             torch.sigmoid(torch.cat([memory[0], flat[:, None], gate[:, None]], 1) @ w + bias)
