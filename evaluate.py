@@ -6,6 +6,7 @@
     python evaluate.py runs/wikitext-2 --data FOLDER            # other text, with its tokenizer
     python evaluate.py runs/wikitext-2 --text FILE ...          # any .txt or .md files, at once
     python evaluate.py --text FILE ...                          # with the model of the package
+    python evaluate.py runs/glyphs-5-way-1-shot/maml            # a few-shot method
 
 Settings are tuned on validation articles of the run's own data, once, before anything is scored.
 The report is a page, report.html, that opens in any browser, offline.
@@ -72,6 +73,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         default=0,
         help="processor threads (default: the run's; one where one text is read at a time)",
     )
+    parser.add_argument(
+        "--official-runs",
+        type=Path,
+        help="Omniglot's one-shot challenge, for a few-shot run (without one: the baseline)",
+    )
     parser.add_argument("--text", nargs="+", type=Path, help="score these .txt or .md files")
     parser.add_argument("--out", type=Path, help="where the report of --text goes")
     options = parser.parse_args(arguments)
@@ -82,7 +88,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuses options that do not go together."""
     if options.text is None:
-        if options.run is None:
+        if options.run is None and options.official_runs is None:
             parser.error("which run? expected a folder that train.py wrote")
         if options.out is not None:
             parser.error("--out goes with --text; other reports lie in the run's folder")
@@ -90,12 +96,21 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--text reads files as they are; it does not go with --data, --tune, --modes")
 
 
-def run(options: argparse.Namespace, command: str) -> Path:
+def run(options: argparse.Namespace, command: str) -> Path | str:
     """Loads the run and its data, and evaluates; returns the report, or the run once tuned."""
     keep_freed_memory()
     if options.text is not None:
         return run_texts(options, command)
+    if options.run is None:
+        return run_few_shot(options)
     folder = RunFolder(options.run)
+    if "scoring" in folder.read_configuration():
+        return run_few_shot(options)
+    if options.official_runs is not None:
+        raise ValueError(
+            "--official-runs is for few-shot methods; expected a run of train.py fewshot, found "
+            f"{folder.folder}; leave the option out"
+        )
     config = from_json(ExperimentConfig, folder.read_configuration())
     threads = options.threads or config.threads
     if threads > 0:
@@ -123,6 +138,16 @@ def run(options: argparse.Namespace, command: str) -> Path:
             command=command,
             other=other,
         )
+
+
+def run_few_shot(options: argparse.Namespace) -> str:
+    """Scores a few-shot method, or the baseline of the official challenge; returns the scores."""
+    # Imported late, like what reads texts: neither waits for the other.
+    from data_prep.picture_corpora import prepare_pictures
+    from metalm.fewshot import command_line
+
+    folder = None if options.run is None else RunFolder(options.run)
+    return command_line.evaluate(folder, prepare_pictures, options.official_runs)
 
 
 def run_texts(options: argparse.Namespace, command: str) -> Path:

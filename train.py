@@ -7,6 +7,7 @@
     python train.py --data FOLDER                # wiki.*.tokens files, or your own .txt, .md or
                                                  # .jsonl articles
     python train.py --preset small --dry-run     # print the resolved configuration
+    python train.py fewshot --help               # few-shot learning instead
 
 Everything goes into one folder under runs/. The same command continues a run that was stopped.
 """
@@ -25,6 +26,8 @@ import torch
 import tyro
 
 from data_prep.corpora import prepare
+from data_prep.picture_corpora import prepare_pictures
+from metalm.fewshot import command_line
 from metalm.language.articles import Corpus, open_corpus
 from metalm.language.experiment import evaluate, train
 from metalm.language.presets import PRESETS, ExperimentConfig, preset_named
@@ -38,6 +41,8 @@ from metalm.training.folder_lock import only_program_in
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status (2: wrong input, or a refusing disk)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["fewshot"]:
+        return train_few_shot(arguments[1:])
     options, overrides = parse(arguments)
     try:
         refuse_unknown(options.stages)
@@ -50,6 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def train_few_shot(arguments: Sequence[str]) -> int:
+    """The same for few-shot methods."""
+    try:
+        return command_line.run(arguments, prepare_pictures)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from metalm.fewshot.images import LabelledImages
 from metalm.fewshot.method import FewShotMethod
-from metalm.fewshot.methods import made
+from metalm.fewshot.methods import BY_CLASS, made
 from metalm.fewshot.presets import FewShotConfig
 from metalm.fewshot.scoring import Estimate, estimate, task_scores
 from metalm.fewshot.sources import episode_source
@@ -55,7 +56,10 @@ def train(
     """
     torch.manual_seed(config.seed)
     method = made(config, images).to(config.device)
-    source = episode_source(config.task, "train", config.seed, config.trained_on, images)
+    by_class = config.method in BY_CLASS
+    source = episode_source(
+        config.task, "train", config.seed, config.trained_on, images, by_class=by_class
+    )
     episode_source(config.task, "test", config.seed, None, images)  # refuses before it is too late
     folder.write_configuration(config)
     parameters = list(method.parameters())
@@ -64,7 +68,7 @@ def train(
     training = FewShotTraining(
         method,
         source,
-        torch.optim.Adam(parameters, lr=config.training.rate),
+        optimizer(config, parameters),
         tasks=config.training.tasks,
         schedule=schedule(config),
         clip=config.training.clip,
@@ -141,6 +145,12 @@ def facts(config: FewShotConfig, method: FewShotMethod) -> dict[str, Any]:
         "seed": config.seed,
         "steps": config.training.steps,
     }
+
+
+def optimizer(config: FewShotConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Plain steps for Reptile, whose meta-gradient is a distance; Adam for the others."""
+    kind = torch.optim.SGD if config.method == "reptile" else torch.optim.Adam
+    return kind(parameters, lr=config.training.rate)
 
 
 def schedule(config: FewShotConfig) -> Callable[[int], float]:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from torch import nn
+
+from metalm.fewshot.anil import Anil
+from metalm.fewshot.from_scratch import FromScratch
 from metalm.fewshot.images import LabelledImages
+from metalm.fewshot.lstm_meta_learner import LstmMetaLearner
+from metalm.fewshot.maml import Maml
 from metalm.fewshot.matching import Matching
+from metalm.fewshot.meta_sgd import MetaSgd
 from metalm.fewshot.method import FewShotMethod
-from metalm.fewshot.networks import Conv4
+from metalm.fewshot.multi_task import MultiTask
+from metalm.fewshot.networks import Classifier, Conv4, SineNetwork
 from metalm.fewshot.pixels import NearestPixels
 from metalm.fewshot.presets import FewShotConfig
 from metalm.fewshot.prototypical import Prototypical
 from metalm.fewshot.relation import Relation
+from metalm.fewshot.reptile import Reptile
 from metalm.fewshot.siamese import Objective, Siamese
 from metalm.fewshot.snail import Snail
+from metalm.fewshot.sources import images_of
+from metalm.fewshot.transfer import Transfer
 
 Builder = Callable[[FewShotConfig, LabelledImages], FewShotMethod]
+AdaptationBuilder = Callable[[FewShotConfig, LabelledImages | None], FewShotMethod]
 
 
 def encoder(config: FewShotConfig, images: LabelledImages) -> Conv4:
@@ -73,7 +86,7 @@ def _pixels(config: FewShotConfig, images: LabelledImages) -> FewShotMethod:
     return NearestPixels()
 
 
-# Methods for pictures; none of them adapts a network by gradients.
+# Methods for pictures; none of them takes a step on the support set.
 METRIC: Mapping[str, Builder] = {
     "prototypical": _prototypical,
     "matching": _matching,
@@ -86,20 +99,109 @@ METRIC: Mapping[str, Builder] = {
 }
 
 
+def network(config: FewShotConfig, images: LabelledImages | None) -> nn.Module:
+    """What methods of inner updates adapt: `body` and `head`."""
+    if images is None:
+        return SineNetwork()
+    return Classifier(encoder(config, images), config.task.way)
+
+
+def _options(config: FewShotConfig) -> dict[str, Any]:
+    adaptation = config.adaptation
+    return {
+        "steps": adaptation.steps,
+        "test_steps": adaptation.test_steps,
+        "together": adaptation.together or None,
+    }
+
+
+def _with_order(kind: type[Maml] | type[MetaSgd] | type[Anil]) -> AdaptationBuilder:
+    def build(config: FewShotConfig, images: LabelledImages | None) -> FewShotMethod:
+        adaptation = config.adaptation
+        return kind(
+            network(config, images),
+            rate=adaptation.rate,
+            order=adaptation.order,
+            **_options(config),
+        )
+
+    return build
+
+
+def _reptile(config: FewShotConfig, images: LabelledImages | None) -> FewShotMethod:
+    adaptation = config.adaptation
+    return Reptile(
+        network(config, images),
+        rate=adaptation.rate,
+        batch=adaptation.batch or None,
+        test_batch=adaptation.test_batch or None,
+        adam=adaptation.adam,
+        **_options(config),
+    )
+
+
+def _lstm(config: FewShotConfig, images: LabelledImages | None) -> FewShotMethod:
+    return LstmMetaLearner(network(config, images), seed=config.seed, **_options(config))
+
+
+def _from_scratch(config: FewShotConfig, images: LabelledImages | None) -> FewShotMethod:
+    return FromScratch(network(config, images), rate=config.adaptation.rate, **_options(config))
+
+
+def _multi_task(config: FewShotConfig, images: LabelledImages | None) -> FewShotMethod:
+    options = _options(config)
+    del options["steps"]
+    return MultiTask(network(config, images), rate=config.adaptation.rate, **options)
+
+
+def _transfer(config: FewShotConfig, images: LabelledImages | None) -> FewShotMethod:
+    assert images is not None
+    options = _options(config)
+    del options["steps"]
+    return Transfer(
+        encoder(config, images),
+        classes=images_of(config.task, "train", config.seed, images).num_classes,
+        way=config.task.way,
+        rate=config.adaptation.rate,
+        adam=config.adaptation.adam,
+        **options,
+    )
+
+
+# Methods that learn a task by inner updates; for pictures and for curves.
+OPTIMIZATION: Mapping[str, AdaptationBuilder] = {
+    "maml": _with_order(Maml),
+    "meta-sgd": _with_order(MetaSgd),
+    "anil": _with_order(Anil),
+    "reptile": _reptile,
+    "lstm-meta-learner": _lstm,
+    "multi-task": _multi_task,
+    "from-scratch": _from_scratch,
+}
+
+# Baselines of inner updates for pictures alone.
+BY_CLASS: Mapping[str, AdaptationBuilder] = {"transfer": _transfer}
+
+
+def names_of_methods(source: str) -> list[str]:
+    """The methods that there are for tasks of this source."""
+    if source == "sine":
+        return [*OPTIMIZATION]
+    return [*METRIC, *OPTIMIZATION, *BY_CLASS]
+
+
 def made(config: FewShotConfig, images: LabelledImages | None = None) -> FewShotMethod:
     """The method that a configuration names, not yet trained.
 
     Raises:
-        ValueError: there is no such method, or it needs pictures; the message lists the names.
+        ValueError: there is no such method for such tasks; the message lists the names.
     """
-    if config.method not in METRIC:
+    names = names_of_methods(config.task.source)
+    if config.method not in names:
         raise ValueError(
-            f"unknown method; expected one of {', '.join(METRIC)}, found {config.method!r}; choose "
-            "one of them"
+            f"no such method for tasks of {config.task.source!r}; expected one of "
+            f"{', '.join(names)}, found {config.method!r}; choose one of them"
         )
-    if images is None:
-        raise ValueError(
-            f"the method {config.method!r} compares pictures; expected a task of pictures, found "
-            f"{config.task.source!r}; choose another method or task"
-        )
-    return METRIC[config.method](config, images)
+    if config.method in METRIC and images is not None:
+        return METRIC[config.method](config, images)
+    return {**OPTIMIZATION, **BY_CLASS}[config.method](config, images)

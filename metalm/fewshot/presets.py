@@ -36,6 +36,14 @@ class AdaptationConfig:
     """Updates in use."""
     order: Literal[1, 2] = 2
     """Of the meta-gradient."""
+    together: int = 1
+    """Tasks learnt side by side; 0 for all of a batch. It changes no result."""
+    adam: bool = False
+    """Whether Reptile's and transfer's steps are Adam's rather than gradient descent."""
+    batch: int = 0
+    """Items of Reptile's inner minibatches; 0: the whole support set."""
+    test_batch: int = 0
+    """The same in use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +123,10 @@ def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> 
         way: classes of a task.
         shot: support items of a class.
     """
-    config = FewShotConfig(method=method, task=TaskConfig(source=source, way=way, shot=shot))
-    training = config.training
+    task = TaskConfig(source=source, way=way, shot=shot, query=100 if source == "sine" else 15)
+    config = FewShotConfig(method=method, task=task)
+    training, adaptation = config.training, config.adaptation
+    network = config.network
     if method in ("prototypical", "matching"):
         training = replace(training, tasks=1, way=60, query=5)
     elif method.startswith("siamese"):
@@ -125,4 +135,47 @@ def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> 
         training = replace(training, tasks=1, query=19 if way <= 5 else 10, clip=0.5)
     elif method == "snail":
         training = replace(training, tasks=16, query=1)
-    return replace(config, training=training)
+    elif source != "sine":
+        network = replace(network, statistics="transductive")
+        training, adaptation = _adapting(method, training, adaptation)
+    if source == "sine":
+        training, adaptation = _on_curves(method, training, adaptation)
+    return replace(config, training=training, adaptation=adaptation, network=network)
+
+
+def _adapting(
+    method: str, training: MetaTrainingConfig, adaptation: AdaptationConfig
+) -> tuple[MetaTrainingConfig, AdaptationConfig]:
+    """Methods of inner updates on pictures."""
+    if method == "reptile":
+        return (
+            replace(training, tasks=5, shot=10, query=1, rate=1.0, clip=0.0),
+            replace(
+                adaptation, rate=1e-3, steps=5, test_steps=50, adam=True, batch=10, test_batch=5
+            ),
+        )
+    if method in ("transfer", "multi-task"):
+        return (
+            replace(training, tasks=1, way=60, shot=1, query=2),
+            replace(adaptation, rate=0.01, test_steps=50, adam=True),
+        )
+    if method == "from-scratch":
+        return replace(training, steps=1), replace(adaptation, rate=1e-3, test_steps=50)
+    if method == "lstm-meta-learner":
+        return replace(training, clip=0.25), replace(adaptation, steps=8, test_steps=8)
+    return training, replace(adaptation, rate=0.4, steps=1 if method == "meta-sgd" else 5)
+
+
+def _on_curves(
+    method: str, training: MetaTrainingConfig, adaptation: AdaptationConfig
+) -> tuple[MetaTrainingConfig, AdaptationConfig]:
+    """Methods of inner updates on sine curves (Finn et al. 2017, section 5.1)."""
+    training = replace(training, steps=70_000, tasks=25, shot=10, query=10, clip=0.0)
+    adaptation = replace(adaptation, rate=0.01, steps=1, test_steps=10, together=0)
+    if method == "reptile":
+        training = replace(training, steps=30_000, tasks=1, rate=0.1)
+        adaptation = replace(adaptation, rate=0.02, steps=5, together=1)
+    elif method == "from-scratch":
+        training = replace(training, steps=1)
+        adaptation = replace(adaptation, rate=1e-2)
+    return training, adaptation

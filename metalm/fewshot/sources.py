@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from metalm.fewshot.episodes import EpisodeSampler, EpisodeSource
+from metalm.fewshot.episodes import Episode, EpisodePlan, EpisodeSampler, EpisodeSource
 from metalm.fewshot.glyphs import draw_glyphs
 from metalm.fewshot.images import ImageEpisodes, LabelledImages
 from metalm.fewshot.sine import SineTasks
@@ -82,12 +82,21 @@ def split_classes(config: TaskConfig, images: LabelledImages, seed: int) -> Clas
     )
 
 
+def images_of(config: TaskConfig, part: Part, seed: int, images: LabelledImages) -> LabelledImages:
+    """The pictures of a part, with rotations as further classes where they are asked for."""
+    chosen = images.of_classes(getattr(split_classes(config, images, seed), part))
+    turned = config.rotations if part == "train" else config.turned_tests
+    return chosen.with_rotations() if turned else chosen
+
+
 def episode_source(
     config: TaskConfig,
     part: Part,
     seed: int,
     shape: TaskShape | None = None,
     images: LabelledImages | None = None,
+    *,
+    by_class: bool = False,
 ) -> EpisodeSource:
     """Endless episodes of one part; the same seed gives the same.
 
@@ -97,6 +106,7 @@ def episode_source(
         seed: of the split and of the episodes.
         shape: of a task; None takes the configuration's.
         images: the pictures; not for sine.
+        by_class: targets are the numbers of the part's classes, not their places in the task.
 
     Raises:
         ValueError: too few classes or pictures; the message names the class and the counts.
@@ -109,9 +119,7 @@ def episode_source(
         raise ValueError(
             f"tasks of {config.source!r} need pictures; expected images, found none; prepare them"
         )
-    chosen = images.of_classes(getattr(split_classes(config, images, seed), part))
-    if config.rotations if part == "train" else config.turned_tests:
-        chosen = chosen.with_rotations()
+    chosen = images_of(config, part, seed, images)
     sampler = EpisodeSampler(
         chosen.labels,
         shape.way,
@@ -121,4 +129,17 @@ def episode_source(
         names=chosen.names,
         groups=chosen.groups if config.within_groups else None,
     )
-    return ImageEpisodes(chosen, sampler)
+    return EpisodesByClass(chosen, sampler) if by_class else ImageEpisodes(chosen, sampler)
+
+
+class EpisodesByClass(ImageEpisodes):
+    """The same episodes, whose targets say which class of all it is."""
+
+    def read(self, plan: EpisodePlan) -> Episode:
+        """The pictures of tasks that were drawn already."""
+        return super().read(
+            plan._replace(
+                support_targets=plan.classes.gather(1, plan.support_targets),
+                query_targets=plan.classes.gather(1, plan.query_targets),
+            )
+        )

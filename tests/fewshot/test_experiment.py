@@ -8,8 +8,8 @@ import torch
 
 from metalm.fewshot.experiment import load, schedule, score, train
 from metalm.fewshot.glyphs import draw_glyphs
-from metalm.fewshot.methods import METRIC, made
-from metalm.fewshot.presets import NetworkConfig, ScoringConfig, preset
+from metalm.fewshot.methods import METRIC, OPTIMIZATION, made, names_of_methods
+from metalm.fewshot.presets import ScoringConfig, preset
 from metalm.fewshot.scoring import score_of_answers
 from metalm.fewshot.sources import episode_source
 from metalm.training.run_folder import RunFolder
@@ -23,18 +23,20 @@ def images():
 def tiny(method, **training):
     config = preset(method, way=3, shot=1)
     settings = {"steps": 3, "tasks": 2, "way": 4, "shot": 1, "query": 2} | training
-    if method == "snail":
-        settings["way"] = 3
+    if method not in METRIC or method == "snail":
+        settings["way"] = 12 if method == "transfer" else 3
+    adaptation = replace(config.adaptation, test_steps=3)
     return replace(
         config,
         task=replace(config.task, query=2, validation_share=0.2),
-        network=NetworkConfig(width=4),
+        network=replace(config.network, width=4),
         training=replace(config.training, **settings),
+        adaptation=adaptation,
         scoring=ScoringConfig(tasks=7),
     )
 
 
-@pytest.mark.parametrize("method", METRIC)
+@pytest.mark.parametrize("method", names_of_methods("glyphs"))
 def test_every_method_trains_is_saved_and_scored(method, images, tmp_path):
     config, folder = tiny(method), RunFolder(tmp_path)
     trained = train(config, folder, images)
@@ -49,6 +51,24 @@ def test_every_method_trains_is_saved_and_scored(method, images, tmp_path):
     assert stored["tasks"] == expected
     assert math.isclose(result.score.mean, mean(expected))
     assert stored["facts"]["batch_normalisation"] == trained.statistics
+
+
+@pytest.mark.parametrize("method", OPTIMIZATION)
+def test_every_method_of_inner_updates_learns_curves(method, tmp_path):
+    config = preset(method, "sine", shot=5)
+    config = replace(
+        config,
+        training=replace(config.training, steps=2, tasks=3),
+        scoring=ScoringConfig(tasks=5),
+    )
+    trained = train(config, RunFolder(tmp_path))
+    result = score(config, trained, RunFolder(tmp_path))
+    episode = episode_source(config.task, "test", config.seed).sample(5)
+    answers = trained.predict(*episode[:3])
+    assert math.isclose(
+        result.score.mean, float((answers - episode[3]).square().mean()), rel_tol=1e-5
+    )
+    assert result.facts["batch_normalisation"] == "none"
 
 
 def test_a_finished_run_is_not_trained_again(images, tmp_path):
@@ -72,9 +92,9 @@ def test_too_few_pictures_are_refused_before_training(images, tmp_path):
 
 
 def test_unknown_methods_and_tasks_without_pictures():
-    with pytest.raises(ValueError, match=r"unknown method; expected one of .*, found 'mamml'"):
+    with pytest.raises(ValueError, match=r"no such method .*; expected one of .*, found 'mamml'"):
         made(tiny("mamml"))
-    with pytest.raises(ValueError, match=r"'relation' compares pictures; .* found 'sine'"):
+    with pytest.raises(ValueError, match=r"no such method for tasks of 'sine'; .* 'relation'"):
         made(replace(tiny("relation"), task=replace(tiny("relation").task, source="sine")))
 
 

@@ -1,0 +1,192 @@
+"""The words after `train.py fewshot`: which methods, on which tasks, with which settings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import tyro
+
+from metalm.fewshot.comparison import compare, table
+from metalm.fewshot.experiment import Result, load, score, train
+from metalm.fewshot.hausdorff import hausdorff_scores
+from metalm.fewshot.images import LabelledImages
+from metalm.fewshot.methods import names_of_methods
+from metalm.fewshot.official_runs import RunScores, judge_of, read_runs, score_runs
+from metalm.fewshot.presets import FewShotConfig, preset
+from metalm.fewshot.sources import draw_pictures
+from metalm.fewshot.stored_images import open_images
+from metalm.training.configuration import from_json
+from metalm.training.disk import write_at_once, writing
+from metalm.training.folder_lock import only_program_in
+from metalm.training.run_folder import RunFolder
+
+_EXAMPLES = """
+  python train.py fewshot                               # drawn glyphs, no download
+  python train.py fewshot --task sine --method maml
+  python train.py fewshot --task omniglot --method maml --way 5 --shot 1
+  python train.py fewshot --task FOLDER --method all    # folders of pictures, one a class
+  python train.py fewshot --method maml --adaptation.order 1 --training.steps 500
+"""
+
+
+class Asked(NamedTuple):
+    """What was asked for."""
+
+    configs: list[FewShotConfig]
+    """One a method."""
+    folder: Path
+    """Of all of them; each has a folder of its own in it."""
+    dry_run: bool
+    """Whether only the settings are wanted."""
+
+
+def parse(arguments: Sequence[str]) -> Asked:
+    """The configurations that a command line asks for.
+
+    Raises:
+        ValueError: a method that does not exist; the message lists the names.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python train.py fewshot",
+        description="Learn to learn from few examples, and score it on classes never seen.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="Any setting of the configuration may follow (--dry-run prints them all).\n"
+        + _EXAMPLES,
+    )
+    parser.add_argument(
+        "--method", nargs="+", default=["prototypical"], help="one or several names, or all"
+    )
+    parser.add_argument(
+        "--task", default="glyphs", help="sine, glyphs, omniglot, or a folder of class folders"
+    )
+    parser.add_argument("--way", type=int, default=5, help="classes of a task")
+    parser.add_argument("--shot", type=int, help="support items of a class (default: 1; sine: 5)")
+    parser.add_argument("--run", type=Path, help="where the runs go (default: below runs/)")
+    parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
+    options, overrides = parser.parse_known_args(arguments)
+    shot = options.shot if options.shot is not None else 5 if options.task == "sine" else 1
+    known = names_of_methods(options.task)
+    methods = known if options.method == ["all"] else options.method
+    for name in methods:
+        if name not in known:
+            raise ValueError(
+                f"no such method for {options.task!r}; expected one of {', '.join(known)}, or all, "
+                f"found {name!r}; choose one of them"
+            )
+    configs = [
+        tyro.cli(
+            FewShotConfig,
+            args=overrides,
+            default=preset(name, options.task, options.way, shot),
+            prog="python train.py fewshot",
+        )
+        for name in methods
+    ]
+    return Asked(configs, options.run or _folder(configs[0]), options.dry_run)
+
+
+def shown(configs: Sequence[FewShotConfig]) -> list[dict[str, object]]:
+    """The settings as JSON values."""
+    return [dataclasses.asdict(config) for config in configs]
+
+
+def _folder(config: FewShotConfig) -> Path:
+    task = config.task
+    size = f"{task.shot}-shot" if task.source == "sine" else f"{task.way}-way-{task.shot}-shot"
+    return Path("runs") / f"{Path(task.source).name}-{size}"
+
+
+def pictures_of(config: FewShotConfig, prepare: Callable[..., Path]) -> LabelledImages | None:
+    """The pictures of the tasks, prepared if need be; None for curves.
+
+    Args:
+        config: says which.
+        prepare: finds or makes the prepared folder of a source.
+    """
+    task = config.task
+    if task.source == "sine":
+        return None
+    if task.source == "glyphs":
+        return draw_pictures()
+    return open_images(prepare(task.source, size=task.size, root=config.root))
+
+
+def run(arguments: Sequence[str], prepare: Callable[..., Path]) -> int:
+    """Trains and scores every method that is asked for, and compares them; the exit status.
+
+    Args:
+        arguments: the words after `train.py fewshot`.
+        prepare: see `pictures_of`.
+
+    Raises:
+        ValueError: wrong input, or a disk that refuses.
+    """
+    asked = parse(arguments)
+    print(json.dumps(shown(asked.configs), indent=2))
+    if asked.dry_run:
+        return 0
+    first = asked.configs[0]
+    if first.threads > 0:
+        torch.set_num_threads(first.threads)
+    images = pictures_of(first, prepare)
+    results: dict[str, Result] = {}
+    for config in asked.configs:
+        folder = RunFolder(asked.folder / config.method)
+        with only_program_in(folder.folder), writing(folder.folder):
+            method = train(config, folder, images)
+            results[config.method] = score(config, method, folder, images)
+    with writing(asked.folder):
+        path = compare(results, asked.folder)
+    print(table(results))
+    print(f"results: {path}")
+    return 0
+
+
+def evaluate(
+    folder: RunFolder | None, prepare: Callable[..., Path], official_runs: Path | None = None
+) -> str:
+    """Scores a trained run again, or on the official one-shot challenge; returns what to print.
+
+    Args:
+        folder: of one method; None for the modified Hausdorff distance, which learns nothing.
+        prepare: see `pictures_of`.
+        official_runs: folder of the challenge (see `official_runs.py`); None for test tasks.
+
+    Raises:
+        ValueError: the run is not trained, or the challenge is not what it should be.
+    """
+    if folder is None:
+        assert official_runs is not None
+        return errors(score_runs(read_runs(official_runs), hausdorff_scores))
+    config = from_json(FewShotConfig, folder.read_configuration())
+    images = pictures_of(config, prepare)
+    method = load(config, folder, images)
+    if official_runs is None:
+        with writing(folder.folder):
+            return table({config.method: score(config, method, folder, images)})
+    if images is None or images.shape[0] != 1:
+        raise ValueError(
+            "the challenge is made of black strokes on white; expected a method for pictures of "
+            f"one channel, found one for {config.task.source!r}; train one on omniglot"
+        )
+    judge = judge_of(method, config.task.size, config.device)
+    found = score_runs(read_runs(official_runs), judge)
+    content = {"errors": dict(zip(found.names, found.errors, strict=True)), "mean": found.mean}
+    with writing(folder.folder):
+        write_at_once(folder.folder / "official-runs.json", json.dumps(content, indent=1) + "\n")
+    return errors(found)
+
+
+def errors(found: RunScores) -> str:
+    """A line a run, and the mean."""
+    lines = [
+        f"{name}: {error:.1f} %" for name, error in zip(found.names, found.errors, strict=True)
+    ]
+    return "\n".join([*lines, f"mean error of {len(lines)} runs: {found.mean:.1f} %"])

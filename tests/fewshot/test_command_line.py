@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metalm.fewshot.command_line import evaluate, parse, run
+from metalm.fewshot.methods import names_of_methods
+from metalm.training.run_folder import RunFolder
+
+
+def nothing(*arguments, **options):
+    raise AssertionError("no pictures are prepared")
+
+
+def test_overrides_reach_every_method():
+    asked = parse(
+        ["--method", "maml", "pixels", "--way", "7", "--adaptation.order", "1", "--seed", "4"]
+    )
+    assert [config.method for config in asked.configs] == ["maml", "pixels"]
+    for config in asked.configs:
+        assert (config.task.way, config.adaptation.order, config.seed) == (7, 1, 4)
+    assert str(asked.folder) == "runs/glyphs-7-way-1-shot"
+    asked = parse(["--task", "sine", "--method", "all"])
+    assert [config.method for config in asked.configs] == names_of_methods("sine")
+    assert {config.task.shot for config in asked.configs} == {5}
+    assert str(parse(["--run", "here"]).folder) == "here"
+
+
+def test_unknown_names_are_answered_with_the_known_ones(capsys):
+    with pytest.raises(ValueError, match=r"expected one of maml, .*, or all, found 'relation'"):
+        parse(["--task", "sine", "--method", "relation"])
+    with pytest.raises(SystemExit):
+        parse(["--adaptation.ordr", "1"])
+    assert "ordr" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, capsys):
+    assert run(["--dry-run", "--run", str(tmp_path / "run")], nothing) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert shown["method"] == "prototypical"
+    assert not (tmp_path / "run").exists()
+
+
+def test_from_the_command_line_to_the_table(tmp_path, capsys):
+    arguments = [
+        "--method",
+        "pixels",
+        "prototypical",
+        "--training.steps",
+        "2",
+        "--training.way",
+        "5",
+    ]
+    arguments += ["--network.width", "4", "--scoring.tasks", "4", "--run", str(tmp_path)]
+    assert run(arguments, nothing) == 0
+    first = capsys.readouterr().out
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert list(found["methods"]) == ["pixels", "prototypical"]
+    assert "| prototypical |" in first
+    assert run(arguments, nothing) == 0  # nothing is trained again, and the scores are the same
+    assert capsys.readouterr().out == first
+    folder = RunFolder(tmp_path / "prototypical")
+    assert evaluate(folder, nothing).splitlines()[-1] in first.splitlines()
+
+
+def test_the_official_challenge_from_a_folder(tmp_path):
+    """Pictures that are all alike within a class: the nearest pixels are never wrong."""
+    random = np.random.default_rng(0)
+    for run_name in ("run01", "run02"):
+        place = tmp_path / "runs" / run_name
+        lines = []
+        for kind in ("training", "test"):
+            (place / kind).mkdir(parents=True)
+        for number in range(1, 21):
+            blocks = random.random((7, 7)) < 0.5
+            picture = Image.fromarray(np.kron(blocks, np.ones((15, 15), bool)))
+            picture.save(place / "training" / f"class{number:02}.png")
+            picture.save(place / "test" / f"item{number:02}.png")
+            lines.append(f"test/item{number:02}.png training/class{number:02}.png")
+        (place / "class_labels.txt").write_text("\n".join(lines) + "\n")
+    arguments = ["--method", "pixels", "--scoring.tasks", "2", "--run", str(tmp_path / "out")]
+    assert run(arguments, nothing) == 0
+    folder = RunFolder(tmp_path / "out" / "pixels")
+    found = evaluate(folder, nothing, tmp_path / "runs")
+    assert found.splitlines() == ["run01: 0.0 %", "run02: 0.0 %", "mean error of 2 runs: 0.0 %"]
+    assert json.loads((folder.folder / "official-runs.json").read_text())["mean"] == 0.0
+    assert evaluate(None, nothing, tmp_path / "runs") == found  # equal pictures have distance 0
+    with pytest.raises(ValueError, match=r"run01, run02, \.\.\. without a gap .*, found none"):
+        evaluate(folder, nothing, tmp_path)
