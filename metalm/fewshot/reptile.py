@@ -38,6 +38,8 @@ class Reptile(Adaptation):
         **options: see `Adaptation`; the order plays no part.
     """
 
+    seen: Tensor
+
     def __init__(
         self,
         network: nn.Module,

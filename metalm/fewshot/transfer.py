@@ -10,6 +10,7 @@ from metalm.fewshot.adaptation import Adaptation, task_loss
 from metalm.fewshot.episodes import Episode
 from metalm.fewshot.method import MetaStep
 from metalm.fewshot.multi_task import pooled
+from metalm.fewshot.networks import Classifier, Conv4, FullyConnected
 from metalm.meta.module_fork import Fork, fork
 from metalm.meta.rules import Adam, GradientDescent
 
@@ -24,7 +25,7 @@ class Transfer(Adaptation):
     5; of Chen et al. 2019, arXiv 1904.04232, where the head learns alone.)
 
     Args:
-        body: with the attribute ``num_features``.
+        body: makes features of pictures.
         classes: in meta-training.
         way: classes of a task.
         rate: of the steps in use.
@@ -38,7 +39,7 @@ class Transfer(Adaptation):
 
     def __init__(
         self,
-        body: nn.Module,
+        body: Conv4 | FullyConnected,
         *,
         classes: int,
         way: int,
@@ -47,16 +48,13 @@ class Transfer(Adaptation):
         adam: bool = False,
         **options: Any,
     ) -> None:
-        features = int(body.num_features)  # type: ignore[arg-type]
-        network = nn.Sequential()
-        network.add_module("body", body)
-        network.add_module("head", nn.Linear(features, way))
-        network.statistics = getattr(body, "statistics", "none")  # type: ignore[assignment]
+        network = Classifier(body, way)
         super().__init__(network, **options, steps=0)
-        nn.init.zeros_(network.head.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(network.head.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(network.head.weight)
+        nn.init.zeros_(network.head.bias)
+        self._body = [body]  # in a list, or it would be registered twice
         self.head_only = head_only
-        self.all_classes = nn.Linear(features, classes)
+        self.all_classes = nn.Linear(body.num_features, classes)
         self.rule = Adam(rate) if adam else GradientDescent(rate)
 
     def meta_gradient(self, episode: Episode) -> MetaStep:
@@ -69,7 +67,7 @@ class Transfer(Adaptation):
                 f"{classes}, found {float(targets.max()):g}; do give episodes that name their "
                 "items by these classes"
             )
-        network = nn.Sequential(self.network.body, self.all_classes)  # type: ignore[arg-type]
+        network = nn.Sequential(*self._body, self.all_classes)
         loss, score = task_loss(network, (inputs, targets))
         if loss.requires_grad:
             loss.backward()
