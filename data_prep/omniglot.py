@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 from data_prep.picture_source import PictureClass, PictureSource, Reading
 from metalm.fewshot.resize import resized
-from metalm.fewshot.stored_images import file_checksum
-from metalm.training.disk import writing
+from metalm.training.disk import file_checksum, writing
 
 DRAWERS = 20
 SIDE = 105

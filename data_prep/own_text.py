@@ -15,7 +15,8 @@ from pathlib import Path
 
 from data_prep.random_split import split_indices
 from data_prep.text_source import TextArticle, TextSource
-from metalm.language.articles import SPLITS, file_checksum
+from metalm.language.articles import SPLITS
+from metalm.training.disk import file_checksum
 
 SUFFIXES = (".txt", ".md")
 SHUFFLE_SEED = 1

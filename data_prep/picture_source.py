@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from metalm.fewshot.stored_images import FORMAT, LABELS, MANIFEST, PICTURES, file_checksum
-from metalm.training.disk import write_at_once, writing
+from metalm.fewshot.stored_images import FORMAT, LABELS, MANIFEST, PICTURES
+from metalm.training.disk import file_checksum, write_at_once, writing
 
 Reading = Callable[[int], NDArray[np.uint8]]
 """From the pixels of a side wanted to uint8 [pictures, channels, side, side] with ink = 255."""

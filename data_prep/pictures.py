@@ -20,7 +20,7 @@ from PIL import Image
 
 from data_prep.picture_source import PictureClass, PictureSource
 from metalm.fewshot.resize import resized
-from metalm.fewshot.stored_images import file_checksum
+from metalm.training.disk import file_checksum
 
 
 def folder_pictures(folder: Path, *, channels: int = 3, dark_ink: bool = False) -> PictureSource:

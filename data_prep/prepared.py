@@ -32,10 +32,9 @@ from metalm.language.articles import (
     VOCABULARY,
     Article,
     check_tokens,
-    file_checksum,
 )
 from metalm.language.vocabulary import Kind, Vocabulary, closed_words, learn_bpe
-from metalm.training.disk import write_at_once, writing
+from metalm.training.disk import file_checksum, write_at_once, writing
 
 # Characters held at once while tokenising: about 100 articles of WikiText.
 BATCH_CHARACTERS = 2_000_000

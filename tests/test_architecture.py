@@ -35,7 +35,7 @@ PACKAGES = {
     "metalm/training": {"torch", "safetensors", "tqdm", "filelock", "tensorboard"},
     "metalm/analysis": {"numpy", "matplotlib", "plotly", "rich"},
     "metalm/adapt": {"torch", "numpy"},
-    "metalm/fewshot": {"torch", "numpy", "PIL"},
+    "metalm/fewshot": {"torch", "numpy", "PIL", "tyro"},
 }
 
 # Packages that are imported under another name than they are installed by.

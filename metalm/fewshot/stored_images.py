@@ -7,7 +7,6 @@ manifest.json    source, names, groups and parts of the classes, checksums; writ
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from metalm.fewshot.images import LabelledImages
+from metalm.training.disk import file_checksum
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -70,15 +70,6 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
             f"else; {again}"
         )
     return manifest
-
-
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _check_file(path: Path, recorded: dict[str, Any]) -> None:

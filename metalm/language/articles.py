@@ -9,7 +9,6 @@ On disk (written by the program `data_prep`):
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from metalm.language.vocabulary import Vocabulary
+from metalm.training.disk import file_checksum
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -222,15 +222,6 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
             f"{path} is of another format; expected format {FORMAT}, found {found}; {again}"
         )
     return dict(manifest)
-
-
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _check_file(folder: Path, name: str, recorded: dict[str, Any]) -> None:

@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from metalm.language.articles import file_checksum
 from metalm.language.pretrained_config import PretrainedConfig
 from metalm.language.vocabulary import DESCRIPTION_FILE, TOKENIZER_FILE, Vocabulary
 from metalm.training.configuration import from_json
+from metalm.training.disk import file_checksum
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 CHECKED = (WEIGHTS, TOKENIZER_FILE, DESCRIPTION_FILE)

@@ -6,7 +6,8 @@ import pytest
 from data_prep import prepared
 from data_prep.prepared import write
 from data_prep.text_source import TextArticle, TextSource, count
-from metalm.language.articles import file_checksum, open_corpus
+from metalm.language.articles import open_corpus
+from metalm.training.disk import file_checksum
 
 TEXTS = {
     "train": ["a b a\n\nc\n", "one a\n", "c b\nb\n", "x\n", "one\n"],
