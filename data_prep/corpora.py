@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from data_prep import own_text, python_docs, synthetic, wikitext
 from data_prep.once import prepared_once
@@ -92,7 +92,7 @@ def prepare(
         Path(root),
         name,
         identity(text, tokenizer, vocabulary_size, vocabulary),
-        _recorded,
+        read_manifest,
         lambda folder: write(text, folder, tokenizer, vocabulary_size, vocabulary),
     )
 
@@ -106,15 +106,3 @@ def _already_prepared(folder: Path, kind: Kind, size: int) -> Path:
             "ask for that one, or give the text itself"
         )
     return folder
-
-
-def _recorded(folder: Path) -> dict[str, Any] | None:
-    """What a finished folder says it was prepared from; None when it is unfinished or cut short."""
-    try:
-        manifest = read_manifest(folder)
-        for name, recorded in manifest["files"].items():
-            if (folder / name).stat().st_size != recorded["bytes"]:
-                return None
-    except (ValueError, FileNotFoundError):
-        return None
-    return dict(manifest["identity"])

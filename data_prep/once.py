@@ -14,14 +14,14 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from metalm.training.disk import writing
 
-Recorded = Callable[[Path], dict[str, Any] | None]
+Manifest = Callable[[Path], dict[str, Any]]
 
 
 def prepared_once(
     root: Path,
     name: str,
     wanted: dict[str, Any],
-    recorded: Recorded,
+    manifest: Manifest,
     write: Callable[[Path], object],
 ) -> Path:
     """The folder of that identity, written if it is not there.
@@ -31,22 +31,22 @@ def prepared_once(
         name: of the folder; one that holds something else and is finished is left alone, and the
             new one gets a checksum in its name.
         wanted: identity of what is prepared, as JSON values.
-        recorded: identity of a finished folder; None if it is not one.
+        manifest: reads what a finished folder holds; refuses one that is not finished.
         write: fills the folder, its manifest last.
 
     Raises:
         ValueError: the root cannot be written, or what `write` raises.
     """
     name = re.sub(r"[^\w.-]+", "-", name)
-    folder = _place(root, name, wanted, recorded)
-    if recorded(folder) == wanted:
+    folder = _place(root, name, wanted, manifest)
+    if _recorded(folder, manifest) == wanted:
         return folder
     with writing(folder):
         root.mkdir(parents=True, exist_ok=True)
         lock = _acquired(FileLock(root / f".{name}.lock"), folder)
     with lock:
-        folder = _place(root, name, wanted, recorded)  # another process may have finished meanwhile
-        if recorded(folder) != wanted:
+        folder = _place(root, name, wanted, manifest)  # another process may have finished meanwhile
+        if _recorded(folder, manifest) != wanted:
             write(folder)
     return folder
 
@@ -60,9 +60,21 @@ def _acquired(lock: FileLock, folder: Path) -> AcquireReturnProxy:
         return lock.acquire()
 
 
-def _place(root: Path, name: str, wanted: dict[str, Any], recorded: Recorded) -> Path:
+def _place(root: Path, name: str, wanted: dict[str, Any], manifest: Manifest) -> Path:
     """The plain name, unless something else that is finished lies there."""
-    if recorded(root / name) in (None, wanted):
+    if _recorded(root / name, manifest) in (None, wanted):
         return root / name
     checksum = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     return root / f"{name}-{checksum[:8]}"
+
+
+def _recorded(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
+    """What a finished folder says it was prepared from; None when it is unfinished or cut short."""
+    try:
+        found = manifest(folder)
+        for name, recorded in found["files"].items():
+            if (folder / name).stat().st_size != recorded["bytes"]:
+                return None
+    except (ValueError, FileNotFoundError):
+        return None
+    return dict(found["identity"])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from data_prep.omniglot import PARTS, omniglot_source
 from data_prep.once import prepared_once
 from data_prep.picture_source import PictureSource, identity, write_pictures
 from data_prep.pictures import folder_pictures
-from metalm.fewshot.stored_images import LABELS, MANIFEST, PICTURES, read_manifest
+from metalm.fewshot.stored_images import MANIFEST, read_manifest
 
 NAMED = ("omniglot",)
 
@@ -46,7 +45,7 @@ def prepare_pictures(
         root,
         f"{found.name}-{size}",
         identity(found, size),
-        _recorded,
+        read_manifest,
         lambda folder: write_pictures(found, folder, size),
     )
 
@@ -79,15 +78,3 @@ def _of_size(folder: Path, size: int) -> Path:
             "for that size, or give the pictures themselves"
         )
     return folder
-
-
-def _recorded(folder: Path) -> dict[str, Any] | None:
-    """What a finished folder was prepared from; None when it is unfinished or cut short."""
-    try:
-        manifest = read_manifest(folder)
-        for name in (PICTURES, LABELS):
-            if (folder / name).stat().st_size != manifest["files"][name]["bytes"]:
-                return None
-    except (ValueError, KeyError, FileNotFoundError):
-        return None
-    return dict(manifest["identity"])
