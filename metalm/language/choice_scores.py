@@ -173,7 +173,12 @@ def choice_score(
         )
 
     rate = {"rate": start["rate"]}
-    trials = search(evaluate, rate, {"rate": STEPS["rate"]}, halvings=halvings)
+    trials = search(
+        lambda rates: [evaluate(one) for one in rates],
+        rate,
+        {"rate": STEPS["rate"]},
+        halvings=halvings,
+    )
     best = choose_settings(trials, cached=False).settings
     return _score(name, learning, fast, best, trials, read(best, text.shown), text)
 
@@ -195,7 +200,7 @@ def _score(
         bytes_kept=fast.bytes_kept,
         bytes_at_work=fast.bytes_at_work,
         tokens_per_second=read.num_tokens / read.seconds,
-        fallbacks=read.fallbacks,
+        fallbacks=sum(read.fallbacks),
         nats=[float(of_text.sum()) for of_text in read.nats],
         words=list(text.shown_words),
         trials=[trial_to_json(trial) for trial in trials],

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from metalm.language.articles import ArticleSet
+from metalm.language.cache import CacheConfig
 from metalm.language.copies import network_of_copies
+from metalm.language.copy_readings import Request, read_copies
 from metalm.language.methods import Method, TrainedModels
 from metalm.language.mixture_network import MixtureNetwork
-from metalm.language.reading import CacheGrid, Reader, Readings
+from metalm.language.reading import CacheGrid, Readings
 from metalm.language.run_folder import RunFolder
 from metalm.language.tuning import TuningConfig, tuning_text
 from metalm.training.state import pack, unpack
@@ -44,22 +46,24 @@ def run_mixtures(
     kept = kept_mixtures(folder, mode)
     if kept is not None and kept[1] == wanted:
         return kept[0]
-    text = tuning_text(articles, config, mode)
-    read: dict[str, Readings] = {}
-    networks: dict[str, MixtureNetwork] = {}
-    for method in methods:
-        if not method.learned_mixture:
-            continue
+    mixed = [method for method in methods if method.learned_mixture]
+    for name in wanted:
         if report is not None:
-            report(method.name)
-        copies = []
-        for copy in method.copies():
-            key = repr(_described(copy.with_(cache=method.cache)))
-            if key not in read:
-                read[key] = _read(models, copy, method, text.texts, config.rows)
-            copies.append(read[key])
-        theta, share = (None, 0.0) if method.cache is None else (0, method.cache.share)
-        networks[method.name] = network_of_copies(copies, theta, share)
+            report(name)
+    text = tuning_text(articles, config, mode)
+    grid = _grid([method.cache for method in mixed if method.cache is not None])
+    copies = {repr(_described(copy)): copy for method in mixed for copy in method.copies()}
+    requests = [Request(copy, grid) for copy in copies.values()]
+    read: dict[str, Readings] = {}
+    for places, several in read_copies(models, requests, text.texts, config.rows, confidence=True):
+        read.update(zip((list(copies)[place] for place in places), several, strict=True))
+    networks: dict[str, MixtureNetwork] = {}
+    for method in mixed:
+        theta, share = None, 0.0
+        if method.cache is not None:
+            theta, share = grid.thetas.index(method.cache.theta), method.cache.share
+        own = [read[repr(_described(copy))] for copy in method.copies()]
+        networks[method.name] = network_of_copies(own, theta, share)
     tensors, meta = pack({name: network.state_dict() for name, network in networks.items()})
     folder.save(_file(mode), tensors, meta | {"methods": wanted})
     return networks
@@ -87,19 +91,10 @@ def _file(mode: str) -> str:
     return f"mixtures-{mode}"
 
 
-def _read(
-    models: TrainedModels, copy: Method, method: Method, texts: Sequence[Any], rows: int
-) -> Readings:
-    cache = method.cache
-    grid = None if cache is None else CacheGrid(thetas=(cache.theta,), window=cache.window)
-    return Reader(
-        models.model(copy),
-        models.rule(copy),
-        models.fast_names(copy),
-        copy.segment,
-        grid,
-        confidence=True,
-    ).read(texts, rows)
+def _grid(caches: Sequence[CacheConfig]) -> CacheGrid:
+    """The caches of all methods, so that one reading serves them."""
+    thetas = tuple(sorted({cache.theta for cache in caches}))
+    return CacheGrid(thetas=thetas, window=max((cache.window for cache in caches), default=1))
 
 
 def _described(method: Method) -> dict[str, Any]:

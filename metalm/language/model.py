@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metalm.language.products import product, product_type, without_autocast
+from metalm.language.products import product, product_and_bias, product_type, without_autocast
 from metalm.language.recurrence import LayerState, LayerWeights, lstm_layer
 
 ModelState = tuple[LayerState, ...]
@@ -226,9 +226,7 @@ class _RowLogits(torch.autograd.Function):
     ) -> Tensor:
         converted = weight.to(dtype)
         ctx.save_for_backward(values, weight, converted)
-        if converted.dtype == values.dtype:
-            return torch.baddbmm(bias.unsqueeze(1), values, converted.transpose(1, 2))
-        return product(values, converted.transpose(1, 2)).add_(bias.unsqueeze(1))
+        return product_and_bias(values, converted.transpose(1, 2), bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -2,7 +2,8 @@
 
 Autocast reaches the operations of a model, not the inside of an autograd function with a backward
 of its own. Such a function asks here for the type of its large products, converts each weight
-once, and keeps everything else in its own type.
+once, and keeps everything else in its own type. Products in float32 go through the library that
+takes batches of few rows fastest, if it is as exact (`training/precision.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from metalm.training.precision import quickest_float32
 
 
 def product_type(tensor: Tensor) -> torch.dtype:
@@ -33,7 +36,23 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         left: [..., m, k].
         right: [..., k, n].
     """
-    return (left.to(right.dtype) @ right).to(left.dtype)
+    converted = left.to(right.dtype)
+    with quickest_float32(converted):
+        return (converted @ right).to(left.dtype)
+
+
+def product_and_bias(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
+    """`product`, and a bias for each column of each matrix of a batch.
+
+    Args:
+        left: [rows, m, k].
+        right: [rows, k, n].
+        bias: [rows, n], in the type of the left.
+    """
+    if right.dtype != left.dtype:
+        return product(left, right).add_(bias.unsqueeze(1))
+    with quickest_float32(left):
+        return torch.baddbmm(bias.unsqueeze(1), left, right)
 
 
 def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:

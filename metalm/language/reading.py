@@ -48,8 +48,8 @@ class Readings:
     confidence: list[NDArray[np.float32]] = field(default_factory=list)
     """How sure model and cache were before every token, where that was asked for: `confidence` of
     `segment_loss.py`, then that of `CacheScore`, [numbers, tokens]."""
-    fallbacks: int = 0
-    """How often a row's fast weights fell back to W_0 because the rule blew up."""
+    fallbacks: list[int] = field(default_factory=list)
+    """How often the fast weights of each text fell back to W_0 because the rule blew up."""
     seconds: float = 0.0
     """Wall-clock time."""
     curves: list[Curves] = field(default_factory=list)
@@ -121,7 +121,7 @@ class Reader:
         batch_rows = ArticleRows(texts, iter(range(len(texts))), min(rows, max(1, len(texts))))
         progress = progress or _silent
         scores = _Scores(texts, self.cache, self.loss.confidence)
-        fallbacks = 0
+        fallbacks = [0] * len(texts)
         try:
             memory = self._fresh_memory(batch_rows)
             while len(batch_rows) > 0:
@@ -130,7 +130,8 @@ class Reader:
                 score = self._score_and_learn(batch, memory)
                 tokens, nats = scores.keep(places, batch, score, memory.caches)
                 progress(tokens, nats)
-                fallbacks += self._fall_back(batch, score, memory)
+                for row in self._fall_back(batch, score, memory):
+                    fallbacks[places[row][0]] += 1
                 if recorder is not None:
                     recorder.note(batch_rows.positions, memory.fast, memory.rule_state)
                 memory = self._turn_over(batch_rows, memory)
@@ -187,23 +188,23 @@ class Reader:
         return score
 
     @torch.no_grad()
-    def _fall_back(self, batch: SegmentBatch, score: SegmentScore, memory: _Memory) -> int:
-        """Puts rows whose rule blew up back to W_0 and a zero hidden state; says how many.
+    def _fall_back(self, batch: SegmentBatch, score: SegmentScore, memory: _Memory) -> list[int]:
+        """Puts rows whose rule blew up back to W_0 and a zero hidden state; says which.
 
         The segment keeps the score that it got. What counts are weights that are not finite, and a
         segment far worse than a uniform guess: both are known before the next segment is scored.
         """
         if self.rule is None:
-            return 0
+            return []
         lost = lost_rows(score, batch, self.model.config.vocabulary_size)
         for weight in memory.fast.values():
             lost |= ~weight.flatten(1).sum(1).isfinite()
-        rows = lost.nonzero().flatten().tolist()
+        rows: list[int] = lost.nonzero().flatten().tolist()
         if rows:
             self._begin(memory, rows)
             for row in rows:
                 memory.caches[row] = self._new_cache()
-        return len(rows)
+        return rows
 
     def _begin(self, memory: _Memory, rows: Sequence[int]) -> None:
         """Fresh fast weights, rule state and hidden state in these rows, in place."""

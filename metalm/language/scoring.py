@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +20,11 @@ from metalm.analysis.traces import QUANTITIES, Trace
 from metalm.language.articles import Article, ArticleSet
 from metalm.language.cache import CacheConfig
 from metalm.language.copies import nats_of_copies
+from metalm.language.copy_readings import Request, Texts, Told, read_copies
 from metalm.language.methods import Method, TrainedModels
 from metalm.language.mixtures import Mixtures
-from metalm.language.reading import CacheGrid, Reader, Readings
-from metalm.language.reading_curves import CurveRecorder, Curves, along_articles
+from metalm.language.reading import CacheGrid, Readings
+from metalm.language.reading_curves import Curves, along_articles
 from metalm.language.reading_store import ReadingStore
 from metalm.language.tuning import Mode
 from metalm.language.vocabulary import split_words
@@ -49,7 +49,7 @@ def score_split(
     mode: Mode,
     store: ReadingStore,
     rows: int = 1,
-    progress: Callable[[str, int, float], None] | None = None,
+    progress: Told | None = None,
     mixtures: Mixtures | None = None,
 ) -> Scored:
     """Reads every article of a split with every method.
@@ -60,7 +60,8 @@ def score_split(
         articles: the split.
         mode: "reset" at each article, or "carry" on across articles.
         store: where finished readings are kept.
-        rows: articles read at once (reset); the scores do not depend on it.
+        rows: articles read at once (reset), or methods side by side (carry); the scores do not
+            depend on it.
         progress: told method, tokens and nats after each segment.
         mixtures: the networks of the methods that have one.
     """
@@ -69,14 +70,17 @@ def score_split(
     cost: dict[str, dict[str, float]] = {}
     traces: list[Trace] = []
     words = [article.words for article in articles]
-    read: dict[str, _Read] = {}
-    for key, group in _sharing_a_reading(methods).items():
-        grid = _grid([method.cache for method in group if method.cache is not None])
-        copy = _copy_of(group[0], key)
-        readings, spent = _read_or_recall(models, copy, grid, articles, mode, store, rows, progress)
-        read[key] = _Read(readings, spent, grid)
+    groups = _sharing_a_reading(methods)
+    requests = _requests(groups, side_by_side=mode == "carry")
+    texts: list[NDArray[np.int32]] = [article.tokens for article in articles]
+    if mode == "carry":
+        texts = [np.concatenate(texts)]
+    found = _read_or_recall(models, list(requests.values()), texts, store, rows, progress)
+    read = dict(zip(requests, found, strict=True))
+    for key, group in groups.items():
         if any(len(method.multiples) == 1 for method in group):
-            traces += _traces(copy.name, readings.curves, words)
+            name = requests[key].method.name
+            traces += _traces(name, read[key].readings.curves, words)
     for method in methods:
         copies = [read[_key(copy)] for copy in method.copies()]
         losses[method.name] = _split_at(_nats(copies, method, mixtures or {}), lengths)
@@ -115,22 +119,58 @@ def _traces(
     return traces
 
 
+class _Read(NamedTuple):
+    """A finished reading."""
+
+    readings: Readings
+    spent: Mapping[str, float]
+    grid: CacheGrid | None
+
+
 def _read_or_recall(
     models: TrainedModels,
-    method: Method,
-    grid: CacheGrid | None,
-    articles: ArticleSet,
-    mode: Mode,
+    requests: Sequence[Request],
+    texts: Texts,
     store: ReadingStore,
     rows: int,
-    progress: Callable[[str, int, float], None] | None,
-) -> tuple[Readings, dict[str, float]]:
-    """One reading of the split, from the store if it was finished there."""
-    texts: list[NDArray[np.int32]] = [article.tokens for article in articles]
-    if mode == "carry":
-        texts = [np.concatenate(texts)]
+    progress: Told | None,
+) -> list[_Read]:
+    """The reading of every request, from the store if it was finished there."""
+    lengths = [len(text) for text in texts]
+    descriptions = [_description(models, request, texts) for request in requests]
+    found = [store.get(description, lengths) for description in descriptions]
+    missing = [place for place, one in enumerate(found) if one is None]
+    reset_peak_memory()
+    for places, several in read_copies(
+        models,
+        [requests[place] for place in missing],
+        texts,
+        rows,
+        confidence=True,
+        curves=True,
+        progress=progress,
+    ):
+        peak = peak_memory()
+        for number, readings in zip(places, several, strict=True):
+            spent = {
+                "tokens_per_second": readings.num_tokens / readings.seconds,
+                "fallbacks": float(sum(readings.fallbacks)),
+            } | ({} if peak is None else {"peak_memory_bytes": float(peak)})
+            store.put(descriptions[missing[number]], readings, spent)
+            found[missing[number]] = readings, spent
+        reset_peak_memory()
+    return [
+        _Read(*one, request.grid)
+        for one, request in zip(found, requests, strict=True)
+        if one is not None
+    ]
+
+
+def _description(models: TrainedModels, request: Request, texts: Texts) -> dict[str, Any]:
+    """Everything that a reading's scores depend on."""
+    method, grid = request
     model, rule = models.model(method), models.rule(method)
-    description = {
+    return {
         "text": _checksum(texts),
         "weights": _checksum(_numbers(model) + ([] if rule is None else _numbers(rule))),
         "model": method.model,
@@ -140,22 +180,6 @@ def _read_or_recall(
         "cache": None if grid is None else [list(grid.thetas), grid.window],
         "confidence": True,
     }
-    found = store.get(description, [len(text) for text in texts])
-    if found is not None:
-        return found
-    reader = Reader(model, rule, models.fast_names(method), method.segment, grid, confidence=True)
-    reset_peak_memory()
-    recorder = None if rule is None else CurveRecorder(reader.slow, rule, len(texts))
-    readings = reader.read(
-        texts, rows, None if progress is None else partial(progress, method.name), recorder
-    )
-    peak = peak_memory()
-    spent = {
-        "tokens_per_second": readings.num_tokens / readings.seconds,
-        "fallbacks": float(readings.fallbacks),
-    } | ({} if peak is None else {"peak_memory_bytes": float(peak)})
-    store.put(description, readings, spent)
-    return readings, spent
 
 
 def _numbers(module: torch.nn.Module) -> list[NDArray[np.generic]]:
@@ -184,14 +208,6 @@ def _article_scores(article: Article, losses: Mapping[str, NDArray[np.float64]])
     )
 
 
-class _Read(NamedTuple):
-    """A finished reading."""
-
-    readings: Readings
-    spent: Mapping[str, float]
-    grid: CacheGrid | None
-
-
 def _sharing_a_reading(methods: Sequence[Method]) -> dict[str, list[Method]]:
     """Methods that have a fast copy in common, by its key; those of one copy first."""
     groups: dict[str, list[Method]] = {}
@@ -204,6 +220,26 @@ def _sharing_a_reading(methods: Sequence[Method]) -> dict[str, list[Method]]:
 def _key(copy: Method) -> str:
     """What a reading depends on, but for its cache."""
     return json.dumps([copy.model, copy.learning, copy.segment, sorted(copy.settings.items())])
+
+
+def _requests(groups: Mapping[str, Sequence[Method]], *, side_by_side: bool) -> dict[str, Request]:
+    """What is read for each key: a copy, and the probabilities of every cache that is mixed in.
+
+    Where methods may be read side by side, those with one model and length of segments get the
+    same, as `read_copies` wants it.
+    """
+    beside: dict[object, list[CacheConfig]] = {}
+    for key, group in groups.items():
+        caches = [method.cache for method in group if method.cache is not None]
+        family = (group[0].model, group[0].segment) if side_by_side else key
+        beside.setdefault(family, []).extend(caches)
+    return {
+        key: Request(
+            _copy_of(group[0], key),
+            _grid(beside[(group[0].model, group[0].segment) if side_by_side else key]),
+        )
+        for key, group in groups.items()
+    }
 
 
 def _copy_of(method: Method, key: str) -> Method:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from metalm.language.articles import ArticleSet
 from metalm.language.cache import CacheConfig
 from metalm.language.copies import nats_of_copies
+from metalm.language.copy_readings import Request, read_copies
 from metalm.language.methods import (
     ALL_BUT_RECURRENT,
     RATES,
@@ -29,7 +30,7 @@ from metalm.language.methods import (
     ModelName,
     TrainedModels,
 )
-from metalm.language.reading import CacheGrid, Reader, Readings
+from metalm.language.reading import CacheGrid, Readings
 
 # What shrinks with the segment: shorter segments update more often.
 SHRINKING = ("rate", "decay", "rate_scale", "decay_scale")
@@ -121,16 +122,28 @@ def tuning_text(articles: ArticleSet, config: TuningConfig, mode: Mode) -> Tunin
     return TuningText(texts=texts, num_words=words)
 
 
-def try_method(
-    models: TrainedModels, method: Method, text: TuningText, config: TuningConfig
-) -> Trial:
-    """Reads the tuning text once, and mixes the result with every cache of the grid."""
+def try_methods(
+    models: TrainedModels, methods: Sequence[Method], text: TuningText, config: TuningConfig
+) -> list[Trial]:
+    """Reads the tuning text with each method, and mixes the results with every cache of the grid.
+
+    Of a single text, methods and copies that fit together are read side by side.
+    """
     grid = CacheGrid(thetas=config.thetas, window=config.window)
-    copies = []
-    for copy in method.copies():
-        rule = models.rule(copy)
-        reader = Reader(models.model(copy), rule, models.fast_names(copy), copy.segment, grid)
-        copies.append(reader.read(text.texts, config.rows))
+    requests = [Request(copy, grid) for method in methods for copy in method.copies()]
+    read: dict[int, Readings] = {}
+    for places, several in read_copies(models, requests, text.texts, config.rows):
+        read.update(zip(places, several, strict=True))
+    in_order = (read[place] for place in range(len(requests)))
+    return [
+        _trial(method, [next(in_order) for _ in method.copies()], text, config)
+        for method in methods
+    ]
+
+
+def _trial(
+    method: Method, copies: Sequence[Readings], text: TuningText, config: TuningConfig
+) -> Trial:
     cache, nats = best_cache(copies, config)
     return Trial(
         segment=method.segment,
@@ -160,42 +173,65 @@ def total_nats(copies: Sequence[Readings], place: int | None = None, share: floa
     return float(sum(nats.sum() for nats in nats_of_copies(copies, place, share)))
 
 
+Evaluate = Callable[[Sequence[Settings]], Sequence[Trial]]
+"""Reads the tuning text once with each of several settings."""
+
+
 def search(
-    evaluate: Callable[[Settings], Trial],
+    evaluate: Evaluate,
     start: Settings,
     steps: Mapping[str, float] = STEPS,
     *,
     halvings: int = 1,
+    ahead: bool = False,
 ) -> list[Trial]:
     """Walks from `start` to settings that no single step of any setting makes better by 0.02 %.
 
     Args:
-        evaluate: reads the tuning text with these settings.
+        evaluate: reads the tuning text.
         start: where to begin.
         steps: factor by which each setting moves; halved (its square root) after a round without
             gain.
         halvings: how often the factors are halved.
+        ahead: try all neighbours at once before each round, where that is cheaper than one by one;
+            the walk is the same.
 
     Returns:
         Every trial, in order.
     """
     trials: dict[tuple[tuple[str, float], ...], Trial] = {}
 
+    def try_these(several: Sequence[Settings]) -> None:
+        new = dict.fromkeys(key for key in map(_rounded, several) if key not in trials)
+        trials.update(zip(new, evaluate([dict(key) for key in new]) if new else [], strict=True))
+
     def value(settings: Settings) -> float:
-        key = tuple(sorted((name, float(f"{number:.6g}")) for name, number in settings.items()))
-        if key not in trials:
-            trials[key] = evaluate(dict(key))
-        return trials[key].perplexity
+        try_these([settings])
+        return trials[_rounded(settings)].perplexity
 
     current = dict(start)
     for halving in range(halvings + 1):
         factors = {name: steps[name] ** 0.5**halving for name in start}
         while True:
+            if ahead:
+                try_these([current, *_neighbours(current, factors)])
             after = _round(value, current, factors)
             if after == current:
                 break
             current = after
     return list(trials.values())
+
+
+def _rounded(settings: Settings) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted((name, float(f"{number:.6g}")) for name, number in settings.items()))
+
+
+def _neighbours(settings: Settings, factors: Settings) -> list[Settings]:
+    return [
+        {**settings, name: settings[name] * direction}
+        for name, factor in factors.items()
+        for direction in (factor, 1 / factor)
+    ]
 
 
 def _round(
@@ -236,23 +272,25 @@ def tune(
         start: where the search begins (for the first segment length), such as the settings of the
             other reading mode; by default `STARTS`.
     """
+    ahead = len(text.texts) == 1  # several settings then read it side by side
 
-    def evaluate_at(segment: int) -> Callable[[Settings], Trial]:
-        def evaluate(settings: Settings) -> Trial:
-            method = Method(
-                name="", model=model, learning=learning, segment=segment, settings=settings
-            )
-            trial = try_method(models, method, text, config)
-            if report is not None:
-                report(trial)
-            return trial
+    def evaluate_at(segment: int) -> Evaluate:
+        def evaluate(several: Sequence[Settings]) -> Sequence[Trial]:
+            one = Method(name="", model=model, learning=learning, segment=segment)
+            methods = [one.with_(settings=settings) for settings in several]
+            trials = try_methods(models, methods, text, config)
+            for trial in trials:
+                if report is not None:
+                    report(trial)
+            return trials
 
         return evaluate
 
     if learning == "none":
-        return [evaluate_at(64)({})]
+        return [*evaluate_at(64)([{}])]
     segments = config.segments if learning in ("sgd", "rms") else config.rule_segments
-    trials = search(evaluate_at(segments[0]), start or STARTS[learning], halvings=config.halvings)
+    begin = start or STARTS[learning]
+    trials = search(evaluate_at(segments[0]), begin, halvings=config.halvings, ahead=ahead)
     for segment in segments[1:]:
         best = min((t for t in trials if t.segment == segments[0]), key=lambda t: t.perplexity)
         ratio = segment / segments[0]
@@ -264,10 +302,13 @@ def tune(
         fixed = {name: value for name, value in shorter.items() if name != scale}
         evaluate = evaluate_at(segment)
         trials += search(
-            lambda settings, fixed=fixed, evaluate=evaluate: evaluate({**fixed, **settings}),  # type: ignore[misc]
+            lambda several, fixed=fixed, evaluate=evaluate: evaluate(  # type: ignore[misc]
+                [{**fixed, **settings} for settings in several]
+            ),
             {scale: shorter[scale]},
             {scale: 1.5},
             halvings=0,
+            ahead=ahead,
         )
     return trials
 
@@ -295,18 +336,14 @@ def tune_copies(
     alone, cached = (choose_settings(trials, cached=flag) for flag in (False, True))
     found = []
     for best in [alone] if alone == cached else [alone, cached]:
-        for spread in config.spreads:
-            method = Method(
-                name="",
-                model=model,
-                learning=learning,
-                segment=best.segment,
-                settings=best.settings,
-                multiples=(spread, 1 / spread),
-            )
-            found.append(try_method(models, method, text, config))
-            if report is not None:
-                report(found[-1])
+        one = Method(
+            name="", model=model, learning=learning, segment=best.segment, settings=best.settings
+        )
+        methods = [one.with_(multiples=(spread, 1 / spread)) for spread in config.spreads]
+        found += try_methods(models, methods, text, config)
+    for trial in found:
+        if report is not None:
+            report(trial)
     return found
 
 

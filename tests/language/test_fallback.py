@@ -54,8 +54,8 @@ def test_weights_that_are_not_finite(tiny_model, calm, troubled, plain_read, fac
     model = tiny_model()
     reader = Reader(model, Exploding(factor), NAMES, SEGMENT, CacheGrid(thetas=(0.5,), window=9))
     without, found = reader.read(calm, rows), reader.read(troubled, rows)
-    assert without.fallbacks == 0
-    assert found.fallbacks == 1
+    assert without.fallbacks == [0, 0, 0, 0]
+    assert found.fallbacks == [0, 1, 0, 0]
     for number in (0, 2, 3):
         np.testing.assert_array_equal(found.nats[number], without.nats[number])
         np.testing.assert_array_equal(found.cache[number], without.cache[number])
@@ -72,7 +72,7 @@ def test_weights_that_are_finite_but_lost(tiny_model, calm, troubled):
     model = tiny_model()
     reader = Reader(model, Exploding(1e6), NAMES, SEGMENT)
     without, found = reader.read(calm, 4), reader.read(troubled, 4)
-    assert found.fallbacks >= 1
+    assert found.fallbacks[1] >= 1
     assert np.isfinite(found.nats[1]).all()
     for number in (0, 2, 3):
         np.testing.assert_array_equal(found.nats[number], without.nats[number])
@@ -92,5 +92,5 @@ def test_every_explosion_is_counted(tiny_model, calm):
     for number, place in ((0, 2), (0, 6), (1, 5), (3, 0)):
         texts[number][place] = TRIGGER
     reader = Reader(tiny_model(), Exploding(), NAMES, SEGMENT)
-    assert reader.read(texts, 3).fallbacks == 4
-    assert reader.read([np.concatenate(texts)], 1).fallbacks == 4
+    assert reader.read(texts, 3).fallbacks == [2, 1, 0, 1]
+    assert reader.read([np.concatenate(texts)], 1).fallbacks == [4]

@@ -18,7 +18,7 @@ def readings():
     cache = [random.random((2, length)) for length in LENGTHS]
     cache[0][:, 0] = np.nan
     sure = [random.random((6, length), dtype=np.float32) for length in LENGTHS]
-    return Readings(nats, cache, sure, fallbacks=2, seconds=1.25)
+    return Readings(nats, cache, sure, fallbacks=[2, 0], seconds=1.25)
 
 
 def the_file(folder):
@@ -32,7 +32,7 @@ def test_a_reading_comes_back_exactly(readings, tmp_path, cached):
         readings.cache = readings.confidence = []
     ReadingStore(tmp_path / "kept").put(DESCRIPTION, readings, COST)
     found, cost = ReadingStore(tmp_path / "kept").get(DESCRIPTION, LENGTHS)
-    assert (found.fallbacks, found.seconds, cost) == (2, 1.25, COST)
+    assert (found.fallbacks, found.seconds, cost) == ([2, 0], 1.25, COST)
     kept = [(getattr(r, n) for r in (found, readings)) for n in ("nats", "cache", "confidence")]
     for one, other in kept:
         assert len(one) == len(other)

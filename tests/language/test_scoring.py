@@ -78,7 +78,7 @@ def expected_of_copies(models, method, texts):
     ]
 
 
-@pytest.mark.parametrize(("mode", "rows"), [("reset", 1), ("reset", 2), ("carry", 1)])
+@pytest.mark.parametrize(("mode", "rows"), [("reset", 1), ("reset", 2), ("carry", 1), ("carry", 5)])
 def test_every_method_pays_for_every_word(models, articles, tmp_path, mode, rows):
     told, store = [], ReadingStore(tmp_path)
     scored = score_split(models, METHODS, articles, mode, store, rows, lambda *p: told.append(p))

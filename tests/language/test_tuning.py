@@ -17,7 +17,7 @@ from metalm.language.tuning import (
     search,
     trial_from_json,
     trial_to_json,
-    try_method,
+    try_methods,
     tune,
     tuning_text,
 )
@@ -48,6 +48,11 @@ def trial(perplexity, segment=4, cached=0.0, **settings):
     )
 
 
+def each(evaluate):
+    """One reading for each of several settings."""
+    return lambda several: [evaluate(settings) for settings in several]
+
+
 @pytest.mark.parametrize("where", [(0.31, 0.02), (9.0, 7e-4), (0.004, 1.7)])
 def test_search_finds_the_minimum_of_a_separable_function(where):
     """Of the grid of half steps around the start, every point of which is tried here."""
@@ -62,7 +67,7 @@ def test_search_finds_the_minimum_of_a_separable_function(where):
         return trial(cost(**settings), **settings)
 
     start = {"rate": 0.5, "decay": 1e-3}
-    trials = search(evaluate, start, STEPS)
+    trials = search(each(evaluate), start, STEPS)
     assert [t.settings for t in trials] == tried
     assert len({tuple(sorted(settings.items())) for settings in tried}) == len(tried)
     assert tried[0] == start
@@ -75,8 +80,31 @@ def test_search_finds_the_minimum_of_a_separable_function(where):
     )
 
 
+def test_looking_ahead_walks_the_same_way_in_fewer_calls():
+    def cost(rate, decay):
+        return 9 + math.log(rate / 0.31) ** 2 + 3 * math.log(decay / 0.02) ** 2
+
+    calls = {False: [], True: []}
+
+    def walk(ahead):
+        def evaluate(several):
+            calls[ahead].append(len(several))
+            return [trial(cost(**settings), **settings) for settings in several]
+
+        return search(evaluate, {"rate": 0.5, "decay": 1e-3}, STEPS, ahead=ahead)
+
+    plain, looked = walk(False), walk(True)
+    assert {tuple(t.settings.items()) for t in plain} <= {tuple(t.settings.items()) for t in looked}
+    assert choose_settings(plain, cached=False) == choose_settings(looked, cached=False)
+    assert set(calls[False]) == {1}
+    assert calls[True][0] == 5  # the start and two steps of either setting
+    assert len(calls[True]) < len(calls[False])
+
+
 def test_search_without_halving_stays_on_whole_steps():
-    trials = search(lambda s: trial(abs(s["rate"] - 5.0), **s), {"rate": 1.0}, STEPS, halvings=0)
+    trials = search(
+        each(lambda s: trial(abs(s["rate"] - 5.0), **s)), {"rate": 1.0}, STEPS, halvings=0
+    )
     assert {t.settings["rate"] for t in trials} <= {2.0**n for n in range(-2, 6)}
     assert choose_settings(trials, cached=False).settings == {"rate": 4.0}
 
@@ -85,14 +113,14 @@ def test_search_survives_settings_that_blow_up():
     def evaluate(settings):
         return trial(math.inf if settings["rate"] > 3 else 1 / settings["rate"], **settings)
 
-    assert choose_settings(search(evaluate, {"rate": 1.0}, STEPS), cached=False).settings == {
+    assert choose_settings(search(each(evaluate), {"rate": 1.0}, STEPS), cached=False).settings == {
         "rate": pytest.approx(2 * math.sqrt(2), rel=1e-5)
     }
 
 
 def test_search_ends_where_steps_no_longer_matter():
     """A fall of one in ten thousand at every step is not worth a step."""
-    trials = search(lambda s: trial(5.0 * s["rate"] ** -1e-4, **s), {"rate": 1.0}, STEPS)
+    trials = search(each(lambda s: trial(5.0 * s["rate"] ** -1e-4, **s)), {"rate": 1.0}, STEPS)
     assert {t.settings["rate"] for t in trials} <= {0.5, 2.0, 0.707107, 1.0, 1.41421}
 
 
@@ -168,7 +196,7 @@ def test_a_trial_is_a_reading_of_the_tuning_text(models, articles):
     text = tuning_text(articles, CONFIG, "reset")
     settings = {"rate": 0.4, "decay": 0.01}
     method = Method(name="", model="control", learning="sgd", segment=4, settings=settings)
-    found = try_method(models, method, text, CONFIG)
+    found = try_methods(models, [method], text, CONFIG)[0]
     model = models.models["control"]
     grid = CacheGrid(thetas=CONFIG.thetas, window=6)
     rule = GradientDescent(0.4, 0.01)
@@ -201,7 +229,7 @@ def test_tune_tries_every_segment_length_and_reports_each_trial(
     method = Method(
         name="", model=model, learning=learning, segment=best.segment, settings=best.settings
     )
-    again = try_method(models, method, text, CONFIG)
+    again = try_methods(models, [method], text, CONFIG)[0]
     assert math.isclose(again.perplexity, best.perplexity, rel_tol=1e-12)
     if learning == "sgd":
         longest = choose_settings(trials, cached=False, segment=4).settings
