@@ -60,7 +60,7 @@ def run_mixtures(
     networks: dict[str, MixtureNetwork] = {}
     for method in mixed:
         theta, share = None, 0.0
-        if method.cache is not None:
+        if method.cache is not None and grid is not None:
             theta, share = grid.thetas.index(method.cache.theta), method.cache.share
         own = [read[repr(_described(copy))] for copy in method.copies()]
         networks[method.name] = network_of_copies(own, theta, share)
@@ -91,10 +91,12 @@ def _file(mode: str) -> str:
     return f"mixtures-{mode}"
 
 
-def _grid(caches: Sequence[CacheConfig]) -> CacheGrid:
+def _grid(caches: Sequence[CacheConfig]) -> CacheGrid | None:
     """The caches of all methods, so that one reading serves them."""
+    if not caches:
+        return None
     thetas = tuple(sorted({cache.theta for cache in caches}))
-    return CacheGrid(thetas=thetas, window=max((cache.window for cache in caches), default=1))
+    return CacheGrid(thetas=thetas, window=max(cache.window for cache in caches))
 
 
 def _described(method: Method) -> dict[str, Any]:
