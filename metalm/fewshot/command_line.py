@@ -19,6 +19,7 @@ from metalm.fewshot.images import LabelledImages
 from metalm.fewshot.methods import names_of_methods
 from metalm.fewshot.official_runs import RunScores, judge_of, read_runs, score_runs
 from metalm.fewshot.presets import FewShotConfig, preset
+from metalm.fewshot.shown_tasks import draw_tasks
 from metalm.fewshot.sources import draw_pictures
 from metalm.fewshot.stored_images import open_images
 from metalm.training.configuration import from_json
@@ -142,6 +143,7 @@ def run(arguments: Sequence[str], prepare: Callable[..., Path]) -> int:
         with only_program_in(folder.folder), writing(folder.folder):
             method = train(config, folder, images)
             results[config.method] = score(config, method, folder, images)
+            draw_tasks(config, method, folder.folder, images)
     with writing(asked.folder):
         path = compare(results, asked.folder)
     print(table(results))
@@ -170,18 +172,20 @@ def evaluate(
     method = load(config, folder, images)
     if official_runs is None:
         with writing(folder.folder):
-            return table({config.method: score(config, method, folder, images)})
+            found = table({config.method: score(config, method, folder, images)})
+            drawn = draw_tasks(config, method, folder.folder, images)
+        return f"{found}\npicture: {drawn}"
     if images is None or images.shape[0] != 1:
         raise ValueError(
             "the challenge is made of black strokes on white; expected a method for pictures of "
             f"one channel, found one for {config.task.source!r}; train one on omniglot"
         )
     judge = judge_of(method, config.task.size, config.device)
-    found = score_runs(read_runs(official_runs), judge)
-    content = {"errors": dict(zip(found.names, found.errors, strict=True)), "mean": found.mean}
+    runs = score_runs(read_runs(official_runs), judge)
+    content = {"errors": dict(zip(runs.names, runs.errors, strict=True)), "mean": runs.mean}
     with writing(folder.folder):
         write_at_once(folder.folder / "official-runs.json", json.dumps(content, indent=1) + "\n")
-    return errors(found)
+    return errors(runs)
 
 
 def errors(found: RunScores) -> str:

@@ -61,7 +61,9 @@ def test_from_the_command_line_to_the_table(tmp_path, capsys):
     assert run(arguments, nothing) == 0  # nothing is trained again, and the scores are the same
     assert capsys.readouterr().out == first
     folder = RunFolder(tmp_path / "prototypical")
-    assert evaluate(folder, nothing).splitlines()[-1] in first.splitlines()
+    *_, row, picture = evaluate(folder, nothing).splitlines()
+    assert row in first.splitlines()
+    assert picture == f"picture: {tmp_path / 'prototypical' / 'episode.png'}"
 
 
 def test_the_official_challenge_from_a_folder(tmp_path):
