@@ -25,8 +25,6 @@ def episode():
 
 
 def colour(patch):
-    from matplotlib.colors import to_hex
-
     return to_hex(patch.get_edgecolor()).upper()
 
 
