@@ -142,10 +142,16 @@ class CacheMemory:
 
 
 def _by_token(weights: Tensor, tokens: Tensor) -> Tensor:
-    """Weights [time, past] added up by the token of each, [time, distinct tokens]."""
-    distinct, places = tokens.unique(return_inverse=True)
-    sums = weights.new_zeros(len(weights), len(distinct))
-    return sums.scatter_add_(1, places.expand_as(weights), weights)
+    """Weights [time, past] added up by the token of each; a token's sum is where it first stands.
+
+    Zeros elsewhere: which numbers a row has, and in which order, does not depend on later tokens,
+    not even in the last bit of their sum.
+    """
+    distinct, numbers = tokens.unique(return_inverse=True)
+    places = torch.arange(len(tokens), device=tokens.device)
+    first = places.new_full((len(distinct),), len(tokens))
+    first = first.scatter_reduce(0, numbers, places, "amin")
+    return torch.zeros_like(weights).scatter_add_(1, first[numbers].expand_as(weights), weights)
 
 
 def _sum_in_rows(logarithms: Tensor, rows: Tensor, count: int) -> Tensor:

@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
+from metalm.language.copies import nats_of_copies
+from metalm.language.mixture_network import MixtureNetwork
 from metalm.language.reading import CacheGrid, Reader
+from metalm.meta.rules import GradientDescent
 
 KINDS = ("static", "gradient descent", "rms decay", "learned rates")
 SEGMENT = 4
@@ -74,3 +78,36 @@ def test_what_was_read_is_felt_later(reader, texts, kind):
     late = slice(9, None)
     gap = abs((learnt[0] - learnt[1]) - (static[0] - static[1]))[late]
     assert gap.max() > 1e-3
+
+
+@pytest.fixture
+def network():
+    """Of two copies and a cache; any numbers will do."""
+    generator = torch.Generator().manual_seed(8)
+    found = MixtureNetwork(8, 3, 5)
+    for parameter in found.requires_grad_(False).parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return found
+
+
+@pytest.mark.parametrize("place", (1, 6, 11))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mixtures_of_copies_and_cache(tiny_model, texts, network, dtype, place):
+    """In float32 too, and where many tokens are new, which moves the sums over the cache."""
+    model = tiny_model().to(dtype)
+    names = [name for name, _ in model.named_parameters()]
+    grid = CacheGrid(thetas=(0.3, 1.0), window=40)
+    copies = [
+        Reader(model, GradientDescent(rate, 0.01), names, SEGMENT, grid, confidence=True)
+        for rate in (0.4, 0.05)
+    ]
+    whole = np.concatenate([*texts[:2], *texts[3:], texts[2]])
+    place += len(whole) - len(texts[2])
+    changed = perturbed(whole, place)
+    read = [[copy.read([text]) for copy in copies] for text in (whole, changed)]
+    for one, other in zip(*read, strict=True):
+        np.testing.assert_array_equal(one.confidence[0][:, :place], other.confidence[0][:, :place])
+    for mixed_by in (None, network):
+        before, after = (nats_of_copies(found, 1, 0.1, mixed_by)[0] for found in read)
+        np.testing.assert_array_equal(before[:place], after[:place])
+        assert (before[place:] != after[place:]).all()
