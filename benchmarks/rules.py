@@ -35,16 +35,9 @@ from metalm.language.reading import Reader
 from metalm.language.run_folder import RunFolder
 from metalm.language.stages import Stages
 from metalm.language.trained import load_trained
-from metalm.language.tuning import (
-    Trial,
-    TuningConfig,
-    choose_settings,
-    trial_from_json,
-    trial_to_json,
-    tune,
-    tuning_articles,
-    tuning_text,
-)
+from metalm.language.trials import Trial, choose_settings, trial_from_json, trial_to_json
+from metalm.language.tuning import tune
+from metalm.language.tuning_text import TuningConfig, tuning_articles, tuning_text
 from metalm.training.allocator import keep_freed_memory
 from metalm.training.configuration import from_json
 

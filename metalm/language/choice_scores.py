@@ -13,16 +13,10 @@ from metalm.language.cache import CacheConfig
 from metalm.language.fast_choices import FastModel
 from metalm.language.methods import STARTS, STEPS, Learning, Method, TrainedModels
 from metalm.language.reading import Reader, Readings
-from metalm.language.tuning import (
-    SHRINKING,
-    Settings,
-    Trial,
-    TuningConfig,
-    choose_settings,
-    search,
-    trial_to_json,
-    tuning_articles,
-)
+from metalm.language.settings_search import search
+from metalm.language.trials import Settings, Trial, choose_settings, trial_to_json
+from metalm.language.tuning import SHRINKING
+from metalm.language.tuning_text import TuningConfig, tuning_articles
 from metalm.meta.parameters import Parameters
 
 # Tokens of a segment that the settings in STARTS are for.

@@ -6,19 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from metalm.language.articles import ArticleSet
 from metalm.language.cache import CacheConfig
+from metalm.language.copy_readings import Begin
 from metalm.language.methods import NAMES, Learning, Method, ModelName, TrainedModels
-from metalm.language.tuning import (
-    Mode,
-    Trial,
-    TuningConfig,
-    choose_settings,
-    tune,
-    tune_copies,
-    tuning_text,
-)
+from metalm.language.trials import Trial, choose_settings
+from metalm.language.tuning import tune, tune_copies
+from metalm.language.tuning_text import Mode, TuningConfig, tuning_text
 
 Trials = dict[str, list[Trial]]
-"""Way of learning -> its trials; "static joint" is the joint model without learning."""
+"""Way of learning -> its trials."""
 
 # What is tuned: the name under which the trials are kept, the way of learning, and whose weights.
 TUNED: tuple[tuple[str, Learning, ModelName], ...] = (
@@ -41,7 +36,7 @@ _WAYS_TO_MIX: tuple[tuple[int, str, bool], ...] = (
 
 # With a cache, settings this close to the best count as good: those without a cache are preferred,
 # and one reading of each copy serves both. Two copies save two readings.
-_AS_GOOD = {1: 1.002, 2: 1.004}
+_AS_GOOD = {1: 1.001, 2: 1.002}
 
 
 def tune_all(
@@ -54,6 +49,7 @@ def tune_all(
     report: Callable[[str, Trial], None] | None = None,
     keep: Callable[[Trials], None] | None = None,
     ablations: bool = True,
+    progress: Begin | None = None,
 ) -> Trials:
     """Trials of every way of learning whose model is there; those already known are not repeated.
 
@@ -67,6 +63,7 @@ def tune_all(
         report: told every trial.
         keep: told all trials whenever a way of learning is done.
         ablations: whether what `compared_methods` adds for them is tuned too.
+        progress: told of every reading as it begins.
     """
     text = tuning_text(articles, config, mode)
     trials: Trials = dict(known or {})
@@ -82,11 +79,11 @@ def tune_all(
 
         if name not in trials:
             start = _start((other or {}).get(name, []), config, learning)
-            trials[name] = tune(models, learning, model, text, config, tell, start)
+            trials[name] = tune(models, learning, model, text, config, tell, start, progress)
             if keep is not None:
                 keep(trials)
         if learning in _IN_TWO and not any(len(t.multiples) > 1 for t in trials[name]):
-            more = tune_copies(models, learning, model, text, config, trials[name], tell)
+            more = tune_copies(models, learning, model, text, config, trials[name], tell, progress)
             trials[name] = [*trials[name], *more]
             if keep is not None and more:
                 keep(trials)

@@ -8,7 +8,6 @@ products are then shared, as those of several articles are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,8 @@ from metalm.meta.rules.side_by_side import SideBySide
 from metalm.meta.step_rule import AbstractStepRule
 
 Texts = Sequence[NDArray[np.int32]]
-Told = Callable[[str, int, float], None]
+Begin = Callable[[str, int], Callable[[int, float], None]]
+"""Told who begins to read how many tokens; what it gives is told tokens and nats as they come."""
 
 
 class Request(NamedTuple):
@@ -40,7 +40,7 @@ def read_copies(
     *,
     confidence: bool = False,
     curves: bool = False,
-    progress: Told | None = None,
+    progress: Begin | None = None,
 ) -> Iterator[tuple[list[int], list[Readings]]]:
     """Reads the texts with every method; the scores do not depend on what is read together.
 
@@ -51,7 +51,7 @@ def read_copies(
         rows: rows of a batch: texts of one method, or, of a single text, methods side by side.
         confidence: whether to write down how sure model and cache were.
         curves: whether to record what happens to the fast weights.
-        progress: told method (the first of those side by side), tokens and nats after each segment.
+        progress: told of every batch as it begins.
 
     Yields:
         Places of the requests that were read together, and the readings of each.
@@ -66,9 +66,11 @@ def read_copies(
         recorder = None
         if curves and rule is not None:
             recorder = CurveRecorder(reader.slow, rule, len(repeated))
-        readings = reader.read(
-            repeated, rows, None if progress is None else partial(progress, one.name), recorder
-        )
+        tell = None
+        if progress is not None:
+            more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+            tell = progress(one.name + more, sum(len(text) for text in repeated))
+        readings = reader.read(repeated, rows, tell, recorder)
         yield places, [readings] if len(places) == 1 else _apart(readings)
 
 

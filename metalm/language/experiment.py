@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,8 @@ from metalm.language.run_folder import RunFolder
 from metalm.language.scoring import Scored, score_split
 from metalm.language.stages import Stages
 from metalm.language.trained import load_trained
-from metalm.language.tuning import Trial, trial_from_json, trial_to_json
+from metalm.language.trials import Trial, trial_from_json, trial_to_json
+from metalm.training.disk import write_at_once
 
 SPLITS = ("valid", "test")
 MODES = ("reset", "carry")
@@ -60,9 +60,7 @@ def tune(
 
     def keep(trials: Trials) -> None:
         content = {name: [trial_to_json(t) for t in found] for name, found in trials.items()}
-        temporary = path.with_suffix(".partial")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_at_once(path, json.dumps(content, indent=1) + "\n")
 
     def report(name: str, trial: Trial) -> None:
         text = "".join(f", {key} {value:.3g}" for key, value in sorted(trial.settings.items()))
@@ -73,17 +71,19 @@ def tune(
             flush=True,
         )
 
-    return tune_all(
-        models,
-        corpus.valid,
-        config.tuning,
-        mode,
-        known,
-        next(others, None),
-        report,
-        keep,
-        ablations=mode in config.evaluation.ablations,
-    )
+    with ReadingProgress(f"tuning, {mode}") as progress:
+        return tune_all(
+            models,
+            corpus.valid,
+            config.tuning,
+            mode,
+            known,
+            next(others, None),
+            report,
+            keep,
+            ablations=mode in config.evaluation.ablations,
+            progress=progress,
+        )
 
 
 def _tuning_path(folder: RunFolder, mode: str) -> Path:
@@ -139,7 +139,7 @@ def score(
     """Scores a split in one mode; every finished reading is kept in the run's folder."""
     store = ReadingStore(folder.folder / "readings" / f"{split}-{mode}")
     methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
-    with ReadingProgress(f"{split}, {mode}", articles.num_tokens) as progress:
+    with ReadingProgress(f"{split}, {mode}") as progress:
         rows = config.evaluation.rows
         scored = score_split(models, methods, articles, mode, store, rows, progress, mixtures)
     scored.scores.save(folder.folder / f"scores-{split}-{mode}.npz")

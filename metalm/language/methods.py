@@ -83,12 +83,12 @@ STARTS: Mapping[Learning, Mapping[str, float]] = {
     "joint": {"rate_scale": 1.0, "decay_scale": 1.0},
 }
 
-# By what factor the search moves each setting.
+# By what factor the search moves each setting; rates equally for the rivals and for metalm.
 STEPS: Mapping[str, float] = {
-    "rate": 2.0,
+    "rate": 1.6,
     "decay": 4.0,
     "eps": 2.0,
-    "rate_scale": 1.4,
+    "rate_scale": 1.6,
     "decay_scale": 4.0,
 }
 

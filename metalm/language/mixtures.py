@@ -13,7 +13,7 @@ from metalm.language.methods import Method, TrainedModels
 from metalm.language.mixture_network import MixtureNetwork
 from metalm.language.reading import CacheGrid, Readings
 from metalm.language.run_folder import RunFolder
-from metalm.language.tuning import TuningConfig, tuning_text
+from metalm.language.tuning_text import TuningConfig, tuning_text
 from metalm.training.state import pack, unpack
 
 Mixtures = Mapping[str, MixtureNetwork]

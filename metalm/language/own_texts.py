@@ -131,7 +131,7 @@ def evaluate_texts(
     """
     articles = articles_of(texts, reader.vocabulary)
     store = ReadingStore(folder / "readings")
-    with ReadingProgress("reading", articles.num_tokens) as progress:
+    with ReadingProgress("reading") as progress:
         found = score_split(
             reader.models,
             reader.methods,

@@ -12,7 +12,7 @@ from typing import Literal
 from metalm.language.base_training import BaseTrainingConfig
 from metalm.language.meta_training import JointTrainingConfig, RuleTrainingConfig
 from metalm.language.model import ModelConfig
-from metalm.language.tuning import TuningConfig
+from metalm.language.tuning_text import TuningConfig
 
 
 @dataclass(frozen=True, kw_only=True)

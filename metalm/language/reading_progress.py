@@ -1,35 +1,48 @@
-"""Bars that show how far each method has read."""
+"""Bars that show how far reading has come."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from metalm.training.record import Progress
 
 
 class ReadingProgress:
-    """One bar a method, opened when the method begins to read.
+    """One bar at a time, opened when methods begin to read.
 
     Args:
-        title: stands before the method's name.
-        total: tokens that each method reads.
+        title: stands before what is read.
     """
 
-    def __init__(self, title: str, total: int) -> None:
-        self._title, self._total = title, total
-        self._bars: dict[str, Progress] = {}
-        self._read: dict[str, tuple[int, float]] = {}
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._bar: Progress | None = None
 
     def __enter__(self) -> ReadingProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for bar in self._bars.values():
-            bar.close()
+        self._close()
 
-    def __call__(self, name: str, tokens: int, nats: float) -> None:
-        """Counts so many tokens more of a method, and their summed loss."""
-        if name not in self._bars:
-            self._bars[name] = Progress(f"{self._title}: {name}", self._total)
-        done, paid = self._read.get(name, (0, 0.0))
-        self._read[name] = done + tokens, paid + nats
-        mean = (paid + nats) / (done + tokens)
-        self._bars[name].update(tokens, tokens=tokens, values={"mean loss": mean})
+    def __call__(self, name: str, total: int) -> Callable[[int, float], None]:
+        """Opens the bar of a reading; what it gives is told tokens and their nats as they come.
+
+        Args:
+            name: who reads.
+            total: tokens in all.
+        """
+        self._close()
+        bar = self._bar = Progress(f"{self._title}: {name}", total)
+        done, paid = 0, 0.0
+
+        def tell(tokens: int, nats: float) -> None:
+            nonlocal done, paid
+            done, paid = done + tokens, paid + nats
+            bar.update(tokens, tokens=tokens, values={"mean loss": paid / done})
+
+        return tell
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -20,13 +20,13 @@ from metalm.analysis.traces import QUANTITIES, Trace
 from metalm.language.articles import Article, ArticleSet
 from metalm.language.cache import CacheConfig
 from metalm.language.copies import nats_of_copies
-from metalm.language.copy_readings import Request, Texts, Told, read_copies
+from metalm.language.copy_readings import Begin, Request, Texts, read_copies
 from metalm.language.methods import Method, TrainedModels
 from metalm.language.mixtures import Mixtures
 from metalm.language.reading import CacheGrid, Readings
 from metalm.language.reading_curves import Curves, along_articles
 from metalm.language.reading_store import ReadingStore
-from metalm.language.tuning import Mode
+from metalm.language.tuning_text import Mode
 from metalm.language.vocabulary import split_words
 from metalm.training.memory import peak_memory, reset_peak_memory
 
@@ -49,7 +49,7 @@ def score_split(
     mode: Mode,
     store: ReadingStore,
     rows: int = 1,
-    progress: Told | None = None,
+    progress: Begin | None = None,
     mixtures: Mixtures | None = None,
 ) -> Scored:
     """Reads every article of a split with every method.
@@ -62,7 +62,7 @@ def score_split(
         store: where finished readings are kept.
         rows: articles read at once (reset), or methods side by side (carry); the scores do not
             depend on it.
-        progress: told method, tokens and nats after each segment.
+        progress: told of every reading as it begins.
         mixtures: the networks of the methods that have one.
     """
     lengths = articles.lengths.tolist()
@@ -133,7 +133,7 @@ def _read_or_recall(
     texts: Texts,
     store: ReadingStore,
     rows: int,
-    progress: Told | None,
+    progress: Begin | None,
 ) -> list[_Read]:
     """The reading of every request, from the store if it was finished there."""
     lengths = [len(text) for text in texts]

@@ -28,7 +28,7 @@ from metalm.language.pretrained import SHIPPED, Pretrained
 from metalm.language.pretrained_config import Origin, PretrainedConfig, ReadingSettings
 from metalm.language.run_folder import RunFolder
 from metalm.language.trained import load_model, load_rule
-from metalm.language.tuning import choose_settings, trial_from_json
+from metalm.language.trials import choose_settings, trial_from_json
 from metalm.language.vocabulary import Vocabulary
 from metalm.meta.parameters import choose
 from metalm.training.configuration import from_json

@@ -1,27 +1,21 @@
 """Choosing the settings of every method on validation articles, with the same care for each.
 
-The search walks: it multiplies or divides one setting at a time by a factor, goes on while the
-perplexity falls, and ends with a round of half steps. Every trial is also mixed with the cache over
-a grid of theta and lambda, so that a method with a cache has settings of its own. All trials are
-recorded.
+The search walks (`settings_search.py`): at the longest segments over all settings and then in half
+steps, at shorter ones over the rate. Every trial is also mixed with the cache over a grid of theta
+and lambda, and a last walk goes from the best of these, so that a method with a cache has settings
+of its own. All trials are recorded.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from metalm.language.articles import ArticleSet
 from metalm.language.cache import CacheConfig
 from metalm.language.copies import nats_of_copies
-from metalm.language.copy_readings import Request, read_copies
+from metalm.language.copy_readings import Begin, Request, read_copies
 from metalm.language.methods import (
-    ALL_BUT_RECURRENT,
+    NAMES,
     RATES,
     STARTS,
     STEPS,
@@ -31,108 +25,38 @@ from metalm.language.methods import (
     TrainedModels,
 )
 from metalm.language.reading import CacheGrid, Readings
+from metalm.language.settings_search import Evaluate, search
+from metalm.language.trials import Settings, Trial, choose_settings
+from metalm.language.tuning_text import TuningConfig, TuningText
 
 # What shrinks with the segment: shorter segments update more often.
 SHRINKING = ("rate", "decay", "rate_scale", "decay_scale")
 
-# A step must lower the perplexity by two in ten thousand: far less than the text's own noise.
-_ENOUGH = 1 - 2e-4
-
-Settings = Mapping[str, float]
-Mode = str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuningConfig:
-    """The text and the grids of the search."""
-
-    articles: int = 8
-    """Validation articles, spread evenly over the split."""
-    tokens: int = 2000
-    """Tokens read of each, from its start."""
-    carry_tokens: int = 0
-    """Tokens read of each in the carry-on mode, where rows cannot share the work; 0: as many."""
-    adapt: tuple[str, ...] = ALL_BUT_RECURRENT
-    """Patterns of the parameters that dynamic evaluation adapts."""
-    segments: tuple[int, ...] = (20, 10, 5)
-    """Segment lengths tried for dynamic evaluation."""
-    rule_segments: tuple[int, ...] = (20, 10)
-    """Segment lengths tried for the learned rules (they are trained at one of them)."""
-    halvings: int = 1
-    """How often the steps of the search are halved."""
-    thetas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45, 0.66, 1.0)
-    """Flatnesses of the cache."""
-    shares: tuple[float, ...] = (0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22, 0.28)
-    """Shares lambda of the cache."""
-    window: int = 3785
-    """Window of the cache (as AWD-LSTM on WikiText-2)."""
-    rows: int = 8
-    """Articles read at once in the reset mode."""
-    spreads: tuple[float, ...] = ()
-    """Two fast copies are tried with the best rate times and over each of these numbers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuningText:
-    """The token arrays that are read, and how many words they stand for."""
-
-    texts: Sequence[NDArray[np.int32]]
-    """One per article (reset), or one in all (carry)."""
-    num_words: int
-    """Words and ends of line in the texts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One reading of the tuning text."""
-
-    segment: int
-    """Tokens between two updates."""
-    settings: Settings
-    """Of the update rule."""
-    perplexity: float
-    """Per word, without a cache."""
-    cached_perplexity: float
-    """Per word, with the best cache of the grid."""
-    cache: CacheConfig
-    """That cache."""
-    seconds: float
-    """How long the reading took."""
-    multiples: tuple[float, ...] = (1.0,)
-    """What multiplies the rate in each fast copy (see `Method`)."""
-
-
-def tuning_articles(articles: ArticleSet, config: TuningConfig) -> list[int]:
-    """Places of the validation articles that are read, spread evenly over the split."""
-    count = min(config.articles, len(articles))
-    chosen: list[int] = np.linspace(0, len(articles) - 1, count).round().astype(int).tolist()
-    return sorted(set(chosen))
-
-
-def tuning_text(articles: ArticleSet, config: TuningConfig, mode: Mode) -> TuningText:
-    """The first tokens of some validation articles; laid end to end when the mode is `carry`."""
-    tokens = (config.carry_tokens or config.tokens) if mode == "carry" else config.tokens
-    texts, words = [], 0
-    for index in tuning_articles(articles, config):
-        article = articles[index]
-        texts.append(article.tokens[:tokens])
-        words += int(article.words[len(texts[-1]) - 1]) + 1
-    if mode == "carry":
-        texts = [np.concatenate(texts)]
-    return TuningText(texts=texts, num_words=words)
-
 
 def try_methods(
-    models: TrainedModels, methods: Sequence[Method], text: TuningText, config: TuningConfig
+    models: TrainedModels,
+    methods: Sequence[Method],
+    text: TuningText,
+    config: TuningConfig,
+    progress: Begin | None = None,
 ) -> list[Trial]:
     """Reads the tuning text with each method, and mixes the results with every cache of the grid.
 
     Of a single text, methods and copies that fit together are read side by side.
+
+    Args:
+        models: the trained weights.
+        methods: what is tried.
+        text: what is read.
+        config: grids.
+        progress: told of every reading as it begins.
     """
     grid = CacheGrid(thetas=config.thetas, window=config.window)
     requests = [Request(copy, grid) for method in methods for copy in method.copies()]
     read: dict[int, Readings] = {}
-    for places, several in read_copies(models, requests, text.texts, config.rows):
+    for places, several in read_copies(
+        models, requests, text.texts, config.rows, progress=progress
+    ):
         read.update(zip(places, several, strict=True))
     in_order = (read[place] for place in range(len(requests)))
     return [
@@ -173,81 +97,6 @@ def total_nats(copies: Sequence[Readings], place: int | None = None, share: floa
     return float(sum(nats.sum() for nats in nats_of_copies(copies, place, share)))
 
 
-Evaluate = Callable[[Sequence[Settings]], Sequence[Trial]]
-"""Reads the tuning text once with each of several settings."""
-
-
-def search(
-    evaluate: Evaluate,
-    start: Settings,
-    steps: Mapping[str, float] = STEPS,
-    *,
-    halvings: int = 1,
-    ahead: bool = False,
-) -> list[Trial]:
-    """Walks from `start` to settings that no single step of any setting makes better by 0.02 %.
-
-    Args:
-        evaluate: reads the tuning text.
-        start: where to begin.
-        steps: factor by which each setting moves; halved (its square root) after a round without
-            gain.
-        halvings: how often the factors are halved.
-        ahead: try all neighbours at once before each round, where that is cheaper than one by one;
-            the walk is the same.
-
-    Returns:
-        Every trial, in order.
-    """
-    trials: dict[tuple[tuple[str, float], ...], Trial] = {}
-
-    def try_these(several: Sequence[Settings]) -> None:
-        new = dict.fromkeys(key for key in map(_rounded, several) if key not in trials)
-        trials.update(zip(new, evaluate([dict(key) for key in new]) if new else [], strict=True))
-
-    def value(settings: Settings) -> float:
-        try_these([settings])
-        return trials[_rounded(settings)].perplexity
-
-    current = dict(start)
-    for halving in range(halvings + 1):
-        factors = {name: steps[name] ** 0.5**halving for name in start}
-        while True:
-            if ahead:
-                try_these([current, *_neighbours(current, factors)])
-            after = _round(value, current, factors)
-            if after == current:
-                break
-            current = after
-    return list(trials.values())
-
-
-def _rounded(settings: Settings) -> tuple[tuple[str, float], ...]:
-    return tuple(sorted((name, float(f"{number:.6g}")) for name, number in settings.items()))
-
-
-def _neighbours(settings: Settings, factors: Settings) -> list[Settings]:
-    return [
-        {**settings, name: settings[name] * direction}
-        for name, factor in factors.items()
-        for direction in (factor, 1 / factor)
-    ]
-
-
-def _round(
-    value: Callable[[Settings], float], settings: Settings, factors: Settings
-) -> dict[str, float]:
-    """Moves each setting in turn, up or down by its factor as long as the value falls enough."""
-    current = dict(settings)
-    for name, factor in factors.items():
-        for direction in (factor, 1 / factor):
-            best = value(current)
-            while value({**current, name: current[name] * direction}) < best * _ENOUGH:
-                current[name] *= direction
-                best = value(current)
-    return current
-
-
 def tune(
     models: TrainedModels,
     learning: Learning,
@@ -256,11 +105,13 @@ def tune(
     config: TuningConfig,
     report: Callable[[Trial], None] | None = None,
     start: Settings | None = None,
+    progress: Begin | None = None,
 ) -> list[Trial]:
     """All trials of one way of learning, over its segment lengths.
 
     The first segment length is searched in full; for shorter ones rate and decay shrink with the
-    segment, as Krause et al. have it, and the rate is searched again.
+    segment, as Krause et al. have it, and the rate is searched again. Last, a walk in half steps
+    from the best trial with a cache looks at the perplexity with it.
 
     Args:
         models: the trained weights.
@@ -271,14 +122,16 @@ def tune(
         report: told every trial.
         start: where the search begins (for the first segment length), such as the settings of the
             other reading mode; by default `STARTS`.
+        progress: told of every reading as it begins.
     """
     ahead = len(text.texts) == 1  # several settings then read it side by side
 
     def evaluate_at(segment: int) -> Evaluate:
         def evaluate(several: Sequence[Settings]) -> Sequence[Trial]:
-            one = Method(name="", model=model, learning=learning, segment=segment)
+            name = f"{NAMES[learning]}, segments of {segment}"
+            one = Method(name=name, model=model, learning=learning, segment=segment)
             methods = [one.with_(settings=settings) for settings in several]
-            trials = try_methods(models, methods, text, config)
+            trials = try_methods(models, methods, text, config, progress)
             for trial in trials:
                 if report is not None:
                     report(trial)
@@ -310,6 +163,16 @@ def tune(
             halvings=0,
             ahead=ahead,
         )
+    cached = choose_settings(trials, cached=True)
+    trials += search(
+        evaluate_at(cached.segment),
+        cached.settings,
+        {name: step**0.5 for name, step in STEPS.items()},
+        halvings=0,
+        ahead=ahead,
+        known=[trial for trial in trials if trial.segment == cached.segment],
+        goal=lambda trial: trial.cached_perplexity,
+    )
     return trials
 
 
@@ -321,6 +184,7 @@ def tune_copies(
     config: TuningConfig,
     trials: Sequence[Trial],
     report: Callable[[Trial], None] | None = None,
+    progress: Begin | None = None,
 ) -> list[Trial]:
     """Trials of two fast copies, one with a higher and one with a lower rate than the best one.
 
@@ -332,70 +196,25 @@ def tune_copies(
         config: says how far apart the copies are.
         trials: of one copy; the best without and with a cache are where the two come from.
         report: told every trial.
+        progress: told of every reading as it begins.
     """
     alone, cached = (choose_settings(trials, cached=flag) for flag in (False, True))
     found = []
     for best in [alone] if alone == cached else [alone, cached]:
         one = Method(
-            name="", model=model, learning=learning, segment=best.segment, settings=best.settings
+            name=f"{NAMES[learning]}, two rates",
+            model=model,
+            learning=learning,
+            segment=best.segment,
+            settings=best.settings,
         )
         methods = [one.with_(multiples=(spread, 1 / spread)) for spread in config.spreads]
-        found += try_methods(models, methods, text, config)
+        found += try_methods(models, methods, text, config, progress)
     for trial in found:
         if report is not None:
             report(trial)
     return found
 
 
-def choose_settings(
-    trials: Sequence[Trial], *, cached: bool, segment: int | None = None, copies: int = 1
-) -> Trial:
-    """The best trial of so many copies, with or without a cache, at one segment length or at any.
-
-    Raises:
-        ValueError: there is no such trial.
-    """
-    among = [
-        trial
-        for trial in trials
-        if segment in (None, trial.segment) and len(trial.multiples) == copies
-    ]
-    return min(among, key=lambda t: t.cached_perplexity if cached else t.perplexity)
-
-
 def _perplexity(nats: float, words: int) -> float:
     return math.exp(min(700.0, nats / words)) if math.isfinite(nats) else math.inf
-
-
-def trial_to_json(trial: Trial) -> dict[str, Any]:
-    """A trial as JSON values."""
-    return {
-        "segment": trial.segment,
-        "settings": dict(trial.settings),
-        "perplexity": trial.perplexity,
-        "cached_perplexity": trial.cached_perplexity,
-        "cache": {
-            "theta": trial.cache.theta,
-            "share": trial.cache.share,
-            "window": trial.cache.window,
-        },
-        "seconds": round(trial.seconds, 2),
-        "multiples": list(trial.multiples),
-    }
-
-
-def trial_from_json(value: Mapping[str, Any]) -> Trial:
-    """The inverse of `trial_to_json`.
-
-    Raises:
-        KeyError, TypeError, ValueError: these are not the JSON values of a trial.
-    """
-    return Trial(
-        segment=int(value["segment"]),
-        settings={str(name): float(number) for name, number in dict(value["settings"]).items()},
-        perplexity=float(value["perplexity"]),
-        cached_perplexity=float(value["cached_perplexity"]),
-        cache=CacheConfig(**value["cache"]),
-        seconds=float(value["seconds"]),
-        multiples=tuple(float(number) for number in value.get("multiples", (1.0,))),
-    )

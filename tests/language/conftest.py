@@ -18,7 +18,7 @@ from metalm.language.methods import TrainedModels
 from metalm.language.model import LanguageModel, ModelConfig
 from metalm.language.presets import DataConfig, EvaluationConfig, ExperimentConfig
 from metalm.language.run_folder import RunFolder
-from metalm.language.tuning import TuningConfig
+from metalm.language.tuning_text import TuningConfig
 from metalm.meta.rules.gradient_descent import GradientDescent
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.rules.rms_decay import RmsDecay

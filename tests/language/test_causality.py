@@ -90,7 +90,7 @@ def network():
     return found
 
 
-@pytest.mark.parametrize("place", (1, 6, 11))
+@pytest.mark.parametrize("place", [1, 6, 11])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mixtures_of_copies_and_cache(tiny_model, texts, network, dtype, place):
     """In float32 too, and where many tokens are new, which moves the sums over the cache."""

@@ -68,11 +68,14 @@ def test_methods_of_one_model_and_segment_read_a_text_side_by_side(models, text,
             rows,
             confidence=True,
             curves=True,
-            progress=lambda *values: told.append(values),
+            progress=lambda name, total: lambda tokens, nats: told.append((name, total, tokens)),
         )
     )
     assert [places for places, _ in found] == expected
-    assert sum(tokens for _, tokens, _ in told) == len(REQUESTS) * len(text)
+    assert sum(tokens for _, _, tokens in told) == len(REQUESTS) * len(text)
+    for name, total in {(name, total) for name, total, _ in told}:
+        assert total % len(text) == 0
+        assert (" more" in name) == (total > len(text))
     for places, several in found:
         for place, readings in zip(places, several, strict=True):
             own = alone(models, REQUESTS[place], [text])

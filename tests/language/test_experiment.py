@@ -13,7 +13,7 @@ from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
 from metalm.language.scoring import score_split
 from metalm.language.trained import load_trained
-from metalm.language.tuning import trial_to_json
+from metalm.language.trials import trial_to_json
 
 
 @pytest.fixture

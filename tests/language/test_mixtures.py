@@ -12,7 +12,7 @@ from metalm.language.reading import CacheGrid, Reader
 from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
 from metalm.language.scoring import score_split
-from metalm.language.tuning import TuningConfig
+from metalm.language.tuning_text import TuningConfig
 
 CONFIG = TuningConfig(articles=2, tokens=6)
 ALONE = Method(

@@ -23,7 +23,7 @@ from metalm.language.reading import Reader
 from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
 from metalm.language.scoring import score_split
-from metalm.language.tuning import Trial, trial_to_json
+from metalm.language.trials import Trial, trial_to_json
 from metalm.language.vocabulary import closed_words
 from metalm.meta.rules import LearnedRates
 from metalm.meta.rules.kinds import learned_rule

@@ -9,18 +9,10 @@ import torch
 from metalm.language.cache import CacheConfig
 from metalm.language.methods import Method, TrainedModels
 from metalm.language.reading import CacheGrid, Reader, Readings
-from metalm.language.tuning import (
-    Trial,
-    TuningConfig,
-    best_cache,
-    choose_settings,
-    search,
-    trial_from_json,
-    trial_to_json,
-    try_methods,
-    tune,
-    tuning_text,
-)
+from metalm.language.settings_search import search
+from metalm.language.trials import Trial, choose_settings, trial_from_json, trial_to_json
+from metalm.language.tuning import best_cache, try_methods, tune
+from metalm.language.tuning_text import TuningConfig, tuning_text
 from metalm.meta.rules.gradient_descent import GradientDescent
 from metalm.meta.rules.learned_rates import LearnedRates
 
@@ -99,6 +91,35 @@ def test_looking_ahead_walks_the_same_way_in_fewer_calls():
     assert set(calls[False]) == {1}
     assert calls[True][0] == 5  # the start and two steps of either setting
     assert len(calls[True]) < len(calls[False])
+
+
+def test_another_walk_with_another_goal_goes_on_from_what_is_known():
+    """With a cache lower rates win: the walk for that ends there, and repeats no trial."""
+
+    def costs(rate, decay):
+        distance = math.log(decay / 0.02) ** 2
+        return [9 + math.log(rate / best) ** 2 + distance for best in (0.31, 0.04)]
+
+    def evaluate(several):
+        found = [costs(**settings) for settings in several]
+        return [
+            trial(alone, cached=cached, **settings)
+            for settings, (alone, cached) in zip(several, found, strict=True)
+        ]
+
+    known = search(evaluate, {"rate": 0.5, "decay": 1e-3}, STEPS)
+    start = choose_settings(known, cached=True).settings
+    half = {name: step**0.5 for name, step in STEPS.items()}
+    new = search(evaluate, start, half, halvings=0, known=known, goal=lambda t: t.cached_perplexity)
+    seen = [tuple(t.settings.items()) for t in [*known, *new]]
+    assert len(set(seen)) == len(seen)
+    found = choose_settings([*known, *new], cached=True)
+    grid = itertools.product(
+        (0.5 * 2 ** (half / 2) for half in range(-20, 21)),
+        (1e-3 * 4 ** (half / 2) for half in range(-20, 21)),
+    )
+    assert math.isclose(found.cached_perplexity, min(costs(*p)[1] for p in grid), rel_tol=1e-3)
+    assert found.cached_perplexity < choose_settings(known, cached=True).cached_perplexity
 
 
 def test_search_without_halving_stays_on_whole_steps():
@@ -232,11 +253,13 @@ def test_tune_tries_every_segment_length_and_reports_each_trial(
     again = try_methods(models, [method], text, CONFIG)[0]
     assert math.isclose(again.perplexity, best.perplexity, rel_tol=1e-12)
     if learning == "sgd":
-        longest = choose_settings(trials, cached=False, segment=4).settings
+        before = [t.segment for t in trials].index(2)
+        longest = choose_settings(trials[:before], cached=False, segment=4).settings
         shorter = [t.settings for t in trials if t.segment == 2]
-        for settings in shorter:
-            assert settings["decay"] == pytest.approx(longest["decay"] / 2, rel=1e-5)
+        walked = [s for s in shorter if s["decay"] == pytest.approx(longest["decay"] / 2, rel=1e-5)]
+        assert shorter[0] == walked[0]
         assert shorter[0]["rate"] == pytest.approx(longest["rate"] / 2, rel=1e-5)
+        assert len({settings["rate"] for settings in walked}) >= 3
 
 
 def test_rms_settings_are_in_units_of_the_mean(models, statistics):

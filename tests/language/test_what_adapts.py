@@ -18,7 +18,7 @@ from metalm.language.methods import STARTS
 from metalm.language.reading import Reader
 from metalm.language.streams import TokenStreams
 from metalm.language.trained import load_model
-from metalm.language.tuning import Trial
+from metalm.language.trials import Trial
 
 ROOT = Path(__file__).resolve().parents[2]
 

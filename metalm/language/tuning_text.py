@@ -1,0 +1,75 @@
+"""The text on which settings are chosen: the beginnings of some validation articles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metalm.language.articles import ArticleSet
+from metalm.language.methods import ALL_BUT_RECURRENT
+
+Mode = str
+"""Reading mode: "reset" at each article, or "carry" on across articles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """The text and the grids of the search."""
+
+    articles: int = 8
+    """Validation articles, spread evenly over the split."""
+    tokens: int = 2000
+    """Tokens read of each, from its start."""
+    carry_tokens: int = 0
+    """Tokens read of each in the carry-on mode, where rows cannot share the work; 0: as many."""
+    adapt: tuple[str, ...] = ALL_BUT_RECURRENT
+    """Patterns of the parameters that dynamic evaluation adapts."""
+    segments: tuple[int, ...] = (20, 10, 5)
+    """Segment lengths tried for dynamic evaluation."""
+    rule_segments: tuple[int, ...] = (20, 10)
+    """Segment lengths tried for the learned rules (they are trained at one of them)."""
+    halvings: int = 1
+    """How often the steps of the search are halved."""
+    thetas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45, 0.66, 1.0)
+    """Flatnesses of the cache."""
+    shares: tuple[float, ...] = (0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22, 0.28)
+    """Shares lambda of the cache."""
+    window: int = 3785
+    """Window of the cache (as AWD-LSTM on WikiText-2)."""
+    rows: int = 8
+    """Articles read at once in the reset mode."""
+    spreads: tuple[float, ...] = ()
+    """Two fast copies are tried with the best rate times and over each of these numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningText:
+    """The token arrays that are read, and how many words they stand for."""
+
+    texts: Sequence[NDArray[np.int32]]
+    """One per article (reset), or one in all (carry)."""
+    num_words: int
+    """Words and ends of line in the texts."""
+
+
+def tuning_articles(articles: ArticleSet, config: TuningConfig) -> list[int]:
+    """Places of the validation articles that are read, spread evenly over the split."""
+    count = min(config.articles, len(articles))
+    chosen: list[int] = np.linspace(0, len(articles) - 1, count).round().astype(int).tolist()
+    return sorted(set(chosen))
+
+
+def tuning_text(articles: ArticleSet, config: TuningConfig, mode: Mode) -> TuningText:
+    """The first tokens of some validation articles; laid end to end when the mode is `carry`."""
+    tokens = (config.carry_tokens or config.tokens) if mode == "carry" else config.tokens
+    texts, words = [], 0
+    for index in tuning_articles(articles, config):
+        article = articles[index]
+        texts.append(article.tokens[:tokens])
+        words += int(article.words[len(texts[-1]) - 1]) + 1
+    if mode == "carry":
+        texts = [np.concatenate(texts)]
+    return TuningText(texts=texts, num_words=words)
