@@ -4,8 +4,8 @@
                                                  # Python, five minutes
     python train.py --data wikitext-2            # WikiText-2 from the hub, preset small, about
                                                  # two hours on two cores
-    python train.py --data FOLDER                # wiki.*.tokens files, or your own .txt, .md or
-                                                 # .jsonl articles
+    python train.py --data FOLDER                # wiki.*.tokens files, or your own .txt or .md
+                                                 # articles; or one .jsonl file of articles
     python train.py --preset small --dry-run     # print the resolved configuration
     python train.py fewshot --help               # few-shot learning instead
 
@@ -124,7 +124,7 @@ def run(config: ExperimentConfig, options: argparse.Namespace, command: str) -> 
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     config, corpus = open_data(config)
-    folder = RunFolder(options.run or Path("runs") / Path(config.data.source).name)
+    folder = RunFolder(options.run or Path("runs") / Path(config.data.source).resolve().name)
     with only_program_in(folder.folder), writing(folder.folder):
         train(config, corpus, folder, options.stages)
         if not options.no_evaluation:

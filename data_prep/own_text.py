@@ -119,7 +119,8 @@ def _read_lines(path: Path, wanted: frozenset[int]) -> Iterator[TextArticle]:
                 f"{place} has no text; expected an object with the strings title and text, "
                 f"found {line.strip()[:60]!r}; correct the line"
             )
-        yield _article(str(row.get("title", f"line {number}")), text, place)
+        title = row.get("title")
+        yield _article(f"line {number}" if title is None else str(title), text, place)
 
 
 def _filled_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -31,14 +31,18 @@ class CacheConfig:
         """Checks the ranges."""
         if not self.theta > 0.0:
             raise ValueError(
-                f"the cache's theta is a scale; expected a number above 0, found {self.theta}."
+                f"the cache's theta is a scale; expected a number above 0, found {self.theta}; do "
+                "choose one"
             )
         if not 0.0 <= self.share < 1.0:
             raise ValueError(
-                f"the cache's share is a probability; expected 0 <= share < 1, found {self.share}."
+                f"the cache's share is a probability; expected 0 <= share < 1, found {self.share}; "
+                "do change it"
             )
         if self.window < 1:
-            raise ValueError(f"the cache needs a window; expected at least 1, found {self.window}.")
+            raise ValueError(
+                f"the cache needs a window; expected at least 1, found {self.window}; do raise it"
+            )
 
 
 class CacheScore(NamedTuple):

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from metalm.analysis.report import write_report
-from metalm.analysis.tables import print_tables
+from metalm.analysis.tables import Cost, print_tables
 from metalm.language.articles import ArticleSet, Corpus
 from metalm.language.comparison import Trials, compared_methods, tune_all
 from metalm.language.methods import TrainedModels
 from metalm.language.mixtures import Mixtures, run_mixtures
 from metalm.language.presets import ExperimentConfig
+from metalm.language.reading_cost import reading_costs
 from metalm.language.reading_progress import ReadingProgress
 from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
@@ -182,18 +183,27 @@ def evaluate(
         The path of report.md.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split; expected {' or '.join(SPLITS)}, found {split!r}.")
+        raise ValueError(
+            f"unknown split; expected {' or '.join(SPLITS)}, found {split!r}; choose one of them"
+        )
     trainings = Stages(config, corpus, folder)
     models = load_trained(folder, config, trainings.base_articles)
     title = split if other is None else f"{other.folder.name}-{split}"
     scored: dict[str, Scored] = {}
+    cost: dict[str, Cost] = {}
     for mode in modes or config.evaluation.modes:
         trials = tune(config, models, corpus, folder, mode)
         articles = getattr(other or corpus, split)
         mixtures = mix(config, models, trials, corpus, folder, mode)
-        scored[mode] = score(config, models, trials, articles, folder, title, mode, mixtures)
+        found = score(config, models, trials, articles, folder, title, mode, mixtures)
+        scored[mode] = found
+        methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
+        measured = reading_costs(models, methods, articles, mode, config.evaluation.rows)
+        cost[mode] = {
+            name: {**of_method, "fallbacks": found.fallbacks[name]}
+            for name, of_method in measured.items()
+        }
     scores = {mode: found.scores for mode, found in scored.items()}
-    cost = {mode: found.cost for mode, found in scored.items()}
     print_tables(scores, cost)
     configuration: dict[str, Any] = dataclasses.asdict(config)
     return write_report(

@@ -49,12 +49,16 @@ class ModelConfig:
         """Checks sizes and probabilities."""
         for name in ("vocabulary_size", "embedding_size", "hidden_size", "num_layers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, found {getattr(self, name)}.")
+                raise ValueError(
+                    f"model.{name} is a size; expected at least 1, found {getattr(self, name)}; "
+                    "do raise it"
+                )
         for name in ("input", "hidden", "output", "embedding", "weight"):
             value = getattr(self, f"{name}_dropout")
             if not 0.0 <= value < 1.0:
                 raise ValueError(
-                    f"model.{name}_dropout is a probability; expected 0 <= p < 1, found {value}."
+                    f"model.{name}_dropout is a probability; expected 0 <= p < 1, found {value}; "
+                    "do change it"
                 )
 
 

@@ -143,7 +143,9 @@ def evaluate_texts(
             reader.mixtures,
         )
     scores: dict[str, Scores] = {MODE: found.scores}
-    cost: dict[str, Cost] = {MODE: found.cost}
+    cost: dict[str, Cost] = {}
+    if any(found.fallbacks.values()):
+        cost[MODE] = {name: {"fallbacks": times} for name, times in found.fallbacks.items()}
     print_tables(scores, cost)
     names = ", ".join(title for title, _ in texts)
     return write_page(

@@ -115,5 +115,8 @@ def preset_named(name: str) -> ExperimentConfig:
         ValueError: there is none; the message lists the names.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown preset; expected one of {', '.join(PRESETS)}, found {name!r}.")
+        raise ValueError(
+            f"unknown preset; expected one of {', '.join(PRESETS)}, found {name!r}; choose one of "
+            "them"
+        )
     return PRESETS[name]()

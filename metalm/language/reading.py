@@ -89,7 +89,9 @@ class Reader:
         confidence: bool = False,
     ) -> None:
         if segment < 1:
-            raise ValueError(f"a segment has tokens; expected at least 1, found {segment}.")
+            raise ValueError(
+                f"a segment has tokens; expected at least 1, found {segment}; do raise it"
+            )
         self.model, self.rule, self.segment, self.cache = model, rule, segment, cache
         self.slow, self.rest = split(model, fast_names if rule is not None else ())
         self.loss = SegmentLoss(model, segment, confidence=confidence)
@@ -114,7 +116,9 @@ class Reader:
         """
         _check(texts, self.model.config.vocabulary_size)
         if rows < 1:
-            raise ValueError(f"articles are read in rows; expected at least 1, found {rows}.")
+            raise ValueError(
+                f"articles are read in rows; expected at least 1, found {rows}; do raise the number"
+            )
         started = time.perf_counter()
         was_training = self.model.training
         self.model.eval()

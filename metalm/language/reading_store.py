@@ -30,10 +30,8 @@ class ReadingStore:
         text = json.dumps(description, sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
-    def get(
-        self, description: Mapping[str, Any], lengths: Sequence[int]
-    ) -> tuple[Readings, dict[str, float]] | None:
-        """The reading of that description and its cost; None if it was not finished.
+    def get(self, description: Mapping[str, Any], lengths: Sequence[int]) -> Readings | None:
+        """The reading of that description; None if it was not finished.
 
         Args:
             description: everything that the scores depend on, as JSON values.
@@ -54,7 +52,7 @@ class ReadingStore:
         cuts = np.cumsum(lengths)[:-1]
         nats, cache = tensors["nats"].numpy(), tensors["cache"].numpy()
         sure = tensors["confidence"].numpy()
-        readings = Readings(
+        return Readings(
             np.split(nats, cuts),
             np.split(cache, cuts, axis=1) if len(cache) else [],
             np.split(sure, cuts, axis=1) if len(sure) else [],
@@ -62,11 +60,8 @@ class ReadingStore:
             meta["seconds"],
             _curves(tensors, meta.get("curves", [])),
         )
-        return readings, meta["cost"]
 
-    def put(
-        self, description: Mapping[str, Any], readings: Readings, cost: Mapping[str, float]
-    ) -> None:
+    def put(self, description: Mapping[str, Any], readings: Readings) -> None:
         """Keeps a finished reading."""
         nothing = np.zeros((0, 0), dtype=np.float32)
         cache, sure = (
@@ -85,7 +80,6 @@ class ReadingStore:
                 "description": dict(description),
                 "fallbacks": readings.fallbacks,
                 "seconds": readings.seconds,
-                "cost": dict(cost),
                 "curves": [
                     {
                         "quantity": c.quantity,

@@ -28,7 +28,6 @@ from metalm.language.reading_curves import Curves, along_articles
 from metalm.language.reading_store import ReadingStore
 from metalm.language.tuning_text import Mode
 from metalm.language.vocabulary import split_words
-from metalm.training.memory import peak_memory, reset_peak_memory
 
 
 class Scored(NamedTuple):
@@ -36,8 +35,8 @@ class Scored(NamedTuple):
 
     scores: Scores
     """For `metalm.analysis`."""
-    cost: dict[str, dict[str, float]]
-    """Method -> tokens_per_second, peak_memory_bytes (where the system tells), fallbacks."""
+    fallbacks: dict[str, int]
+    """Method -> how often fast weights blew up and fell back to W_0, over all its copies."""
     traces: list[Trace]
     """What was recorded of the fast weights of the methods that learn."""
 
@@ -67,7 +66,7 @@ def score_split(
     """
     lengths = articles.lengths.tolist()
     losses: dict[str, list[NDArray[np.float64]]] = {}
-    cost: dict[str, dict[str, float]] = {}
+    fallbacks: dict[str, int] = {}
     traces: list[Trace] = []
     words = [article.words for article in articles]
     groups = _sharing_a_reading(methods)
@@ -84,15 +83,13 @@ def score_split(
     for method in methods:
         copies = [read[_key(copy)] for copy in method.copies()]
         losses[method.name] = _split_at(_nats(copies, method, mixtures or {}), lengths)
-        cost[method.name] = _cost([copy.spent for copy in copies])
+        fallbacks[method.name] = sum(sum(copy.readings.fallbacks) for copy in copies)
     names = tuple(method.name for method in methods)
     scored = tuple(
         _article_scores(article, {name: losses[name][number] for name in names})
         for number, article in enumerate(articles)
     )
-    return Scored(
-        Scores(methods=names, articles=scored), {name: cost[name] for name in names}, traces
-    )
+    return Scored(Scores(methods=names, articles=scored), fallbacks, traces)
 
 
 def _traces(
@@ -123,7 +120,6 @@ class _Read(NamedTuple):
     """A finished reading."""
 
     readings: Readings
-    spent: Mapping[str, float]
     grid: CacheGrid | None
 
 
@@ -140,7 +136,6 @@ def _read_or_recall(
     descriptions = [_description(models, request, texts) for request in requests]
     found = [store.get(description, lengths) for description in descriptions]
     missing = [place for place, one in enumerate(found) if one is None]
-    reset_peak_memory()
     for places, several in read_copies(
         models,
         [requests[place] for place in missing],
@@ -150,19 +145,13 @@ def _read_or_recall(
         curves=True,
         progress=progress,
     ):
-        peak = peak_memory()
         for number, readings in zip(places, several, strict=True):
-            spent = {
-                "tokens_per_second": readings.num_tokens / readings.seconds,
-                "fallbacks": float(sum(readings.fallbacks)),
-            } | ({} if peak is None else {"peak_memory_bytes": float(peak)})
-            store.put(descriptions[missing[number]], readings, spent)
-            found[missing[number]] = readings, spent
-        reset_peak_memory()
+            store.put(descriptions[missing[number]], readings)
+            found[missing[number]] = readings
     return [
-        _Read(*one, request.grid)
-        for one, request in zip(found, requests, strict=True)
-        if one is not None
+        _Read(readings, request.grid)
+        for readings, request in zip(found, requests, strict=True)
+        if readings is not None
     ]
 
 
@@ -247,22 +236,17 @@ def _copy_of(method: Method, key: str) -> Method:
     return copy
 
 
-def _cost(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What several copies, read one after the other, cost together."""
-    cost = dict(spent[0])
-    cost["tokens_per_second"] = 1 / sum(1 / of_copy["tokens_per_second"] for of_copy in spent)
-    cost["fallbacks"] = sum(of_copy["fallbacks"] for of_copy in spent)
-    if "peak_memory_bytes" in cost:
-        cost["peak_memory_bytes"] = max(of_copy["peak_memory_bytes"] for of_copy in spent)
-    return cost
-
-
 def _grid(caches: Sequence[CacheConfig]) -> CacheGrid | None:
     if not caches:
         return None
     thetas = tuple(sorted({cache.theta for cache in caches}))
-    (window,) = {cache.window for cache in caches}
-    return CacheGrid(thetas=thetas, window=window)
+    windows = {cache.window for cache in caches}
+    if len(windows) > 1:
+        raise ValueError(
+            "one reading keeps one cache; expected the same window for all methods that share it, "
+            f"found {sorted(windows)}; give them one window"
+        )
+    return CacheGrid(thetas=thetas, window=windows.pop())
 
 
 def _nats(copies: Sequence[_Read], method: Method, mixtures: Mixtures) -> list[NDArray[np.float64]]:

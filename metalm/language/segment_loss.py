@@ -12,8 +12,10 @@ from metalm.language.article_batches import SegmentBatch
 from metalm.language.model import LanguageModel, ModelState
 from metalm.meta.parameters import Parameters, call
 
-# A row whose segment is worse than this many times the uniform guess has lost its way.
+# A row whose segment is worse than this many times the uniform guess has lost its way; of fewer
+# tokens than these the mean says little (one rare word may cost as much).
 _LOST = 2.0
+_ENOUGH_TOKENS = 4
 
 
 class SegmentScore(NamedTuple):
@@ -62,7 +64,7 @@ class SegmentLoss:
 
 def lost_rows(score: SegmentScore, batch: SegmentBatch, vocabulary_size: int) -> Tensor:
     """Which rows scored far worse than a uniform guess, bool [rows]: their fast weights misled."""
-    means = score.nats.sum(0) / batch.mask.sum(0).clamp(min=1)
+    means = score.nats.sum(0) / batch.mask.sum(0).clamp(min=_ENOUGH_TOKENS)
     return means > _LOST * math.log(vocabulary_size)
 
 

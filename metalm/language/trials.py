@@ -45,6 +45,12 @@ def choose_settings(
         for trial in trials
         if segment in (None, trial.segment) and len(trial.multiples) == copies
     ]
+    if not among:
+        raise ValueError(
+            f"no trial to choose from; expected one of {copies} fast copies"
+            + (f" at segments of {segment}" if segment is not None else "")
+            + f", found none among {len(trials)}; tune again"
+        )
     return min(among, key=lambda t: t.cached_perplexity if cached else t.perplexity)
 
 

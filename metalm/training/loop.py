@@ -126,6 +126,7 @@ class _Turn:
         self.evaluated = -1
         self.seconds = 0.0
         self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}  # a step may leave a value out
         self.count = 0
         self.is_new = True
 
@@ -145,6 +146,7 @@ class _Turn:
             )
         self.step, self.evaluated = meta["step"], meta["evaluated"]
         self.seconds, self.sums, self.count = meta["seconds"], meta["sums"], meta["count"]
+        self.counts = meta["counts"]
         trainable.load_state_dict(_under("state.", tensors), meta["state"])
         if self.record is not None:
             self.record.rewind(meta["record_lines"], self.step)
@@ -170,12 +172,13 @@ class _Turn:
         refuse_non_finite(values, f"step {self.step}", self._advice())
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
         self.step += 1
         self.count += 1
         self.is_new = True
         if self.count >= self.log_every:
             self._write_means()
-            self.sums, self.count = {}, 0
+            self.sums, self.counts, self.count = {}, {}, 0
         return values
 
     def end(self) -> None:
@@ -191,7 +194,7 @@ class _Turn:
 
     def _write_means(self) -> None:
         if self.record is not None:
-            means = {name: total / self.count for name, total in self.sums.items()}
+            means = {name: total / self.counts[name] for name, total in self.sums.items()}
             self.record.write("train", self.step, means, self.seconds)
 
     def save(self, trainable: Trainable) -> None:
@@ -218,6 +221,7 @@ class _Turn:
                 "evaluated": self.evaluated,
                 "seconds": self.seconds,
                 "sums": self.sums,
+                "counts": self.counts,
                 "count": self.count,
                 "record_lines": self.record.num_lines if self.record is not None else 0,
                 "configuration": self.configuration,

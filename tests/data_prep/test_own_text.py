@@ -110,3 +110,11 @@ def test_too_few_articles(tmp_path):
     path = write_lines(tmp_path / "mine.jsonl", [{"text": "word"}] * 2)
     with pytest.raises(ValueError, match=r"mine.jsonl: too few articles .* found 2"):
         json_lines_source(path)
+
+
+def test_a_line_without_a_title_is_called_by_its_number(tmp_path):
+    rows = [{"title": f"t{n}", "text": "a b"} for n in range(8)]
+    rows[2]["title"], rows[5] = None, {"text": "c"}
+    splits = read(json_lines_source(write_lines(tmp_path / "own.jsonl", rows)))
+    titles = {article.title for split in splits.values() for article in split}
+    assert titles == {"t0", "t1", "line 3", "t3", "t4", "line 6", "t6", "t7"}

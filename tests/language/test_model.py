@@ -228,8 +228,11 @@ def test_the_tie_survives_a_state_dict(tiny_model):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 0}, "model.hidden_size must be at least 1, found 0"),
-        ({"vocabulary_size": -1}, "model.vocabulary_size must be at least 1, found -1"),
+        (
+            {"hidden_size": 0},
+            "model.hidden_size is a size; expected at least 1, found 0; do raise it",
+        ),
+        ({"vocabulary_size": -1}, "model.vocabulary_size is a size; expected at least 1, found -1"),
         ({"input_dropout": 1.0}, "model.input_dropout is a probability; expected 0 <= p < 1"),
         ({"weight_dropout": -0.1}, "model.weight_dropout is a probability"),
     ],

@@ -8,7 +8,6 @@ from metalm.language.reading_store import ReadingStore
 
 DESCRIPTION = {"learning": "rms", "settings": {"rate": 0.1 + 0.2}, "cache": [[0.5, 2.0], 6]}
 LENGTHS = (3, 1, 5)
-COST = {"fallbacks": 2.0, "tokens_per_second": 7.5}
 
 
 @pytest.fixture
@@ -30,9 +29,9 @@ def the_file(folder):
 def test_a_reading_comes_back_exactly(readings, tmp_path, cached):
     if not cached:
         readings.cache = readings.confidence = []
-    ReadingStore(tmp_path / "kept").put(DESCRIPTION, readings, COST)
-    found, cost = ReadingStore(tmp_path / "kept").get(DESCRIPTION, LENGTHS)
-    assert (found.fallbacks, found.seconds, cost) == ([2, 0], 1.25, COST)
+    ReadingStore(tmp_path / "kept").put(DESCRIPTION, readings)
+    found = ReadingStore(tmp_path / "kept").get(DESCRIPTION, LENGTHS)
+    assert (found.fallbacks, found.seconds) == ([2, 0], 1.25)
     kept = [(getattr(r, n) for r in (found, readings)) for n in ("nats", "cache", "confidence")]
     for one, other in kept:
         assert len(one) == len(other)
@@ -43,13 +42,13 @@ def test_a_reading_comes_back_exactly(readings, tmp_path, cached):
 def test_another_description_is_another_reading(readings, tmp_path):
     store = ReadingStore(tmp_path)
     assert store.get(DESCRIPTION, LENGTHS) is None
-    store.put(DESCRIPTION, readings, COST)
+    store.put(DESCRIPTION, readings)
     assert store.get(DESCRIPTION | {"learning": "sgd"}, LENGTHS) is None
 
 
 def test_every_truncation_is_refused_by_name(readings, tmp_path):
     store = ReadingStore(tmp_path)
-    store.put(DESCRIPTION, readings, COST)
+    store.put(DESCRIPTION, readings)
     path = the_file(tmp_path)
     content = path.read_bytes()
     for length in range(len(content)):
@@ -60,7 +59,7 @@ def test_every_truncation_is_refused_by_name(readings, tmp_path):
 
 def test_every_altered_byte_is_refused_by_name(readings, tmp_path):
     store = ReadingStore(tmp_path)
-    store.put(DESCRIPTION, readings, COST)
+    store.put(DESCRIPTION, readings)
     path = the_file(tmp_path)
     content = path.read_bytes()
     for place in range(len(content)):
@@ -72,8 +71,8 @@ def test_every_altered_byte_is_refused_by_name(readings, tmp_path):
 
 def test_a_reading_under_the_name_of_another_is_refused(readings, tmp_path):
     store, other = ReadingStore(tmp_path / "a"), ReadingStore(tmp_path / "b")
-    store.put(DESCRIPTION, readings, COST)
-    other.put(DESCRIPTION | {"learning": "sgd"}, readings, COST)
+    store.put(DESCRIPTION, readings)
+    other.put(DESCRIPTION | {"learning": "sgd"}, readings)
     shutil.copy(the_file(other.folder), path := the_file(store.folder))
     message = rf"{path.name} is not the reading .*'rms'.*, found .*'sgd'.*; delete it"
     with pytest.raises(ValueError, match=message):

@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from metalm.language.article_batches import SegmentBatch
-from metalm.language.segment_loss import SegmentLoss, confidence, token_nats
+from metalm.language.segment_loss import (
+    SegmentLoss,
+    SegmentScore,
+    confidence,
+    lost_rows,
+    token_nats,
+)
 
 TIME, ROWS, VOCABULARY = 4, 3, 11
 
@@ -75,3 +81,16 @@ def test_confidence_of_known_distributions():
         [math.log(8), mixed, 0.0, math.log(8)],
     ]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_one_rare_word_at_the_end_is_no_lost_row():
+    """Twice the uniform guess over a few tokens says nothing; over more, the row is lost."""
+    bad = 2.5 * math.log(VOCABULARY)
+    for tokens, lost in ((1, False), (2, False), (4, True), (6, True)):
+        mask = torch.zeros(6, 2)
+        mask[:tokens, 0] = mask[:, 1] = 1
+        nats = mask.clone()
+        nats[:, 0] *= bad
+        score = SegmentScore(nats, torch.zeros(6, 2, 1))
+        batch = SegmentBatch(mask.long(), mask.long(), mask)
+        assert lost_rows(score, batch, VOCABULARY).tolist() == [lost, False]

@@ -156,6 +156,14 @@ def test_choose_settings():
     assert choose_settings(trials, cached=False, segment=4) is trials[0]
 
 
+def test_no_trial_to_choose_from():
+    trials = [trial(5.0, 4, 3.0, rate=1.0)]
+    with pytest.raises(ValueError, match="expected one of 2 fast copies, found none among 1; tune"):
+        choose_settings(trials, cached=False, copies=2)
+    with pytest.raises(ValueError, match="at segments of 3, found none"):
+        choose_settings(trials, cached=False, segment=3)
+
+
 def test_best_cache_equals_brute_force():
     random = np.random.default_rng(1)
     nats = [random.gamma(2.0, 1.0, length) for length in (5, 8)]

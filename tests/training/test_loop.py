@@ -312,3 +312,19 @@ def test_a_fresh_start_forgets_an_old_record(tiny, tmp_path):
     with Record(tmp_path, tensorboard=False) as record:
         loop.run(tiny.Base(), **settings(tmp_path, num_steps=2, record=record))
     assert [line["step"] for line in read(tmp_path)] == [1, 2]
+
+
+def test_means_are_over_the_steps_that_have_the_value(make, tmp_path):
+    trainable = make()
+    step = trainable.step
+
+    def now_and_then(index: int):
+        values = {"loss": 1.0 + index}
+        step(index)
+        return values | ({"norm": 10.0 * index} if index % 2 else {})
+
+    trainable.step = now_and_then
+    with Record(tmp_path, tensorboard=False) as record:
+        loop.run(trainable, **settings(tmp_path, num_steps=4), record=record, log_every=4)
+    (line,) = lines(tmp_path)
+    assert line["values"] == {"loss": 2.5, "norm": 20.0}
