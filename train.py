@@ -94,14 +94,25 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def configure(options: argparse.Namespace, overrides: Sequence[str]) -> ExperimentConfig:
-    """The resolved configuration: preset, then --data, then the overrides."""
+    """The resolved configuration: preset, then --data, then the overrides.
+
+    Raises:
+        ValueError: an unknown preset, or a size of the vocabulary for the model alone.
+    """
     embedded = options.data in (None, "python-docs")
     config = preset_named(options.preset or ("tiny" if embedded else "small"))
     if options.data is not None:
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, source=options.data)
         )
-    return tyro.cli(ExperimentConfig, args=list(overrides), default=config, prog="python train.py")
+    found = tyro.cli(ExperimentConfig, args=list(overrides), default=config, prog="python train.py")
+    if found.model.vocabulary_size != config.model.vocabulary_size:
+        raise ValueError(
+            "the model has the vocabulary of its data; expected --data.vocabulary-size, found "
+            f"--model.vocabulary-size {found.model.vocabulary_size}; use the former"
+        )
+    model = dataclasses.replace(found.model, vocabulary_size=found.data.vocabulary_size)
+    return dataclasses.replace(found, model=model)
 
 
 def open_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Corpus]:

@@ -270,6 +270,8 @@ def test_a_dry_run_prints_the_resolved_configuration(train, here, capsys):
     assert printed["base"]["rows"] == 17
     assert printed["preset"] == "small"
     assert printed["data"]["source"] == "anything"
+    assert train.main(["--dry-run", "--data.vocabulary-size", "900"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["vocabulary_size"] == 900
     assert list(here.iterdir()) == []
 
 
@@ -285,6 +287,7 @@ def test_presets_follow_the_data(train, here, capsys):
         (["--preset", "huge"], "unknown preset; expected one of tiny, small, found 'huge'"),
         (["--data", "wikitext-3"], "unknown corpus; expected python-docs, wikitext-2"),
         (["--data", "."], "there is no text in the folder ."),
+        (["--model.vocabulary-size", "7"], "expected --data.vocabulary-size, found --model.voca"),
     ],
 )
 def test_wrong_words_end_with_status_2_and_a_message(train, here, capsys, words, message):

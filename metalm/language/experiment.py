@@ -136,13 +136,16 @@ def score(
     split: str,
     mode: str,
     mixtures: Mixtures | None = None,
+    unknown: int | None = None,
 ) -> Scored:
     """Scores a split in one mode; every finished reading is kept in the run's folder."""
     store = ReadingStore(folder.folder / "readings" / f"{split}-{mode}")
     methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
     with ReadingProgress(f"{split}, {mode}") as progress:
         rows = config.evaluation.rows
-        scored = score_split(models, methods, articles, mode, store, rows, progress, mixtures)
+        scored = score_split(
+            models, methods, articles, mode, store, rows, progress, mixtures, unknown
+        )
     scored.scores.save(folder.folder / f"scores-{split}-{mode}.npz")
     return scored
 
@@ -195,7 +198,8 @@ def evaluate(
         trials = tune(config, models, corpus, folder, mode)
         articles = getattr(other or corpus, split)
         mixtures = mix(config, models, trials, corpus, folder, mode)
-        found = score(config, models, trials, articles, folder, title, mode, mixtures)
+        unknown = corpus.vocabulary.unknown
+        found = score(config, models, trials, articles, folder, title, mode, mixtures, unknown)
         scored[mode] = found
         methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
         measured = reading_costs(models, methods, articles, mode, config.evaluation.rows)

@@ -141,6 +141,7 @@ def evaluate_texts(
             reader.rows,
             progress,
             reader.mixtures,
+            reader.vocabulary.unknown,
         )
     scores: dict[str, Scores] = {MODE: found.scores}
     cost: dict[str, Cost] = {}

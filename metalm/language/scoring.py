@@ -27,7 +27,7 @@ from metalm.language.reading import CacheGrid, Readings
 from metalm.language.reading_curves import Curves, along_articles
 from metalm.language.reading_store import ReadingStore
 from metalm.language.tuning_text import Mode
-from metalm.language.vocabulary import split_words
+from metalm.language.vocabulary import UNKNOWN, split_words
 
 
 class Scored(NamedTuple):
@@ -50,6 +50,7 @@ def score_split(
     rows: int = 1,
     progress: Begin | None = None,
     mixtures: Mixtures | None = None,
+    unknown: int | None = None,
 ) -> Scored:
     """Reads every article of a split with every method.
 
@@ -63,6 +64,8 @@ def score_split(
             depend on it.
         progress: told of every reading as it begins.
         mixtures: the networks of the methods that have one.
+        unknown: the token that stands for every unknown word; such a word is called "<unk>" in the
+            scores, so that they say how many there are.
     """
     lengths = articles.lengths.tolist()
     losses: dict[str, list[NDArray[np.float64]]] = {}
@@ -86,7 +89,7 @@ def score_split(
         fallbacks[method.name] = sum(sum(copy.readings.fallbacks) for copy in copies)
     names = tuple(method.name for method in methods)
     scored = tuple(
-        _article_scores(article, {name: losses[name][number] for name in names})
+        _article_scores(article, {name: losses[name][number] for name in names}, unknown)
         for number, article in enumerate(articles)
     )
     return Scored(Scores(methods=names, articles=scored), fallbacks, traces)
@@ -184,9 +187,14 @@ def _checksum(arrays: Sequence[NDArray[np.generic]]) -> str:
     return digest.hexdigest()
 
 
-def _article_scores(article: Article, losses: Mapping[str, NDArray[np.float64]]) -> ArticleScores:
+def _article_scores(
+    article: Article, losses: Mapping[str, NDArray[np.float64]], unknown: int | None
+) -> ArticleScores:
     """Token losses summed into words."""
     words = split_words(article.text)
+    if unknown is not None:
+        for place in article.words[article.tokens == unknown].tolist():
+            words[place] = UNKNOWN
     return ArticleScores(
         title=article.title,
         words=words,

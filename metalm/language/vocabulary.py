@@ -131,9 +131,10 @@ class Vocabulary:
             tokens.append([token + 1])
         return tokens
 
-    def split_words(self, text: str) -> list[str]:
-        """Words of a text, aligned with `Encoded.words`; the function of the same name."""
-        return split_words(text)
+    @property
+    def unknown(self) -> int | None:
+        """The token that stands for every word outside; None if there is no such word."""
+        return self._ids[UNKNOWN] + 1 if UNKNOWN in self._ids else None
 
     def token_text(self, token: int) -> str:
         """Text of one token, for people; a byte pair that begins a word begins with a space."""

@@ -325,3 +325,19 @@ def test_tune_all_tries_what_is_there_and_not_known(models, articles):
     assert reported == [(n, t) for n, found in trials.items() for t in found if n != "none"]
     assert kept == [["none", "sgd"], ["none", "sgd", "rms"], ["none", "sgd", "rms", "joint"]]
     assert all(math.isfinite(t.perplexity) for found in trials.values() for t in found)
+
+
+def test_unknown_words_are_counted(models, articles, tmp_path):
+    """A word that holds the token of unknown words is one of them, whatever it was."""
+    methods, store = METHODS[:1], ReadingStore(tmp_path)
+    plain = score_split(models, methods, articles, "reset", store).scores
+    token = int(articles[1].tokens[2])
+    found = score_split(models, methods, articles, "reset", store, unknown=token).scores
+    expected = 0
+    for article, before, after in zip(articles, plain.articles, found.articles, strict=True):
+        holds = {int(w) for w, t in zip(article.words, article.tokens, strict=True) if t == token}
+        expected += len(holds)
+        for place, (one, other) in enumerate(zip(before.words, after.words, strict=True)):
+            assert other == ("<unk>" if place in holds else one)
+    assert found.num_unknown == expected > 0
+    assert found.perplexity("static") == plain.perplexity("static")

@@ -135,8 +135,10 @@ def test_an_unknown_word_becomes_unk_where_there_is_one():
     assert vocabulary.size == 3
     texts = [vocabulary.token_text(int(token)) for token in vocabulary.encode("b a z").tokens]
     assert texts == ["b", "<unk>", "<unk>", "\n"]
+    assert vocabulary.token_text(vocabulary.unknown) == "<unk>"
     present = closed_words(["a <unk> <unk>\n"], add_unknown=True)
     assert present.size == 3
+    assert closed_words(["b a\n"], add_unknown=False).unknown is None
 
 
 @pytest.mark.parametrize("kind", ["bpe", "word"])
