@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Shapes [rows, inner] x [inner, columns] of the kinds that occur: a segment's tokens against a
+# weight, one way and the other, and a gradient of a weight.
+_PROBED = ((5, 256, 600), (20, 256, 600), (10, 600, 256), (600, 10, 256))
+
 # Largest relative error of a product that still counts as float32: a few times its rounding.
 _EXACT = 2e-6
 
@@ -59,12 +63,15 @@ def _onednn_is_exact() -> bool:
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.backends.mkldnn, "matmul"):
         return False
     generator = torch.Generator().manual_seed(0)
-    left = torch.randn(2, 20, 256, generator=generator)
-    right = torch.randn(2, 256, 512, generator=generator)
-    with _leave_to_round():
-        found = torch.stack(((left @ right).double(), (right.mT @ left.mT).mT.double()))
-    exact = left.double() @ right.double()
-    return bool((found - exact).norm() < _EXACT * found.norm())
+    for rows, inner, columns in _PROBED:
+        left = torch.randn(2, rows, inner, generator=generator)
+        right = torch.randn(2, columns, inner, generator=generator).mT
+        exact = left.double() @ right.double()
+        with _leave_to_round():
+            found = torch.stack((left @ right, left @ right.contiguous())).double()
+        if not bool((found - exact).norm() < _EXACT * found.norm()):
+            return False
+    return True
 
 
 @contextmanager

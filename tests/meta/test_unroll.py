@@ -471,6 +471,29 @@ def test_nothing_waits_for_the_garbage_collector(kind, tiny, state):
         gc.enable()
 
 
+@pytest.mark.parametrize("kind", ["descent", "tensor", "momentum"])
+def test_first_order_takes_each_loss_once(kind, tiny, state):
+    """No second forward pass; with checkpoints, what is recomputed comes once more at most."""
+    calls = []
+
+    def loss(*arguments):
+        calls.append(1)
+        return tiny.loss(*arguments)
+
+    found = []
+    for segment in (None, 2):
+        calls.clear()
+        result = unroll(
+            loss, RULES[kind](tiny), tiny.slow, tiny.rest, tiny.batches, state,
+            rows=tiny.rows, segment=segment,
+        )  # fmt: skip
+        result.meta_loss.backward()
+        found.append(len(calls))
+    steps = len(tiny.batches)
+    assert found[0] == steps
+    assert steps <= found[1] <= 2 * steps
+
+
 def test_refused_orders_and_lengths(tiny, state):
     arguments = (tiny.loss, GradientDescent(0.1), tiny.slow, tiny.rest)
     with pytest.raises(ValueError, match=r"0 \(none\), 1 \(first order\) or 2 \(exact\), found 3"):
