@@ -115,7 +115,10 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
     threads = options.threads or config.threads
     if threads > 0:
         torch.set_num_threads(threads)
-    own = open_corpus(prepare_data(config, config.data.source))
+    # Imported late: it takes half a second, and single texts are read without it.
+    from data_prep.corpora import prepare_as
+
+    own = open_corpus(prepare_as(config.data))
     vocabulary = Vocabulary.load(folder.vocabulary_path)
     if vocabulary.checksum != own.vocabulary.checksum:
         raise ValueError(
@@ -124,7 +127,7 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
         )
     other = None
     if options.data is not None:
-        other = open_corpus(prepare_data(config, options.data, vocabulary))
+        other = open_corpus(prepare_as(config.data, options.data, vocabulary))
     with only_program_in(folder.folder), writing(folder.folder):
         if options.tune:
             tune_run(config, own, folder, options.modes)
@@ -171,22 +174,6 @@ def run_texts(options: argparse.Namespace, command: str) -> Path:
     folder = options.out or folder
     with only_program_in(folder), writing(folder):
         return evaluate_texts(reader, texts, folder, command=command)
-
-
-def prepare_data(
-    config: ExperimentConfig, source: str, vocabulary: Vocabulary | None = None
-) -> Path:
-    """The prepared folder of a corpus, with the run's own vocabulary if one is given."""
-    # Imported late: it takes half a second, and single texts are read without it.
-    from data_prep.corpora import prepare
-
-    return prepare(
-        source,
-        tokenizer=config.data.tokenizer,
-        vocabulary_size=config.data.vocabulary_size,
-        root=Path(config.data.root),
-        vocabulary=vocabulary,
-    )
 
 
 if __name__ == "__main__":

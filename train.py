@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from data_prep.corpora import prepare
+from data_prep.corpora import prepare_as
 from data_prep.picture_corpora import prepare_pictures
 from metalm.fewshot import command_line
 from metalm.language.articles import Corpus, open_corpus
@@ -117,14 +117,7 @@ def configure(options: argparse.Namespace, overrides: Sequence[str]) -> Experime
 
 def open_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Corpus]:
     """The corpus, prepared if need be, and the configuration with its vocabulary's size."""
-    data = config.data
-    folder = prepare(
-        data.source,
-        tokenizer=data.tokenizer,
-        vocabulary_size=data.vocabulary_size,
-        root=Path(data.root),
-    )
-    corpus = open_corpus(folder)
+    corpus = open_corpus(prepare_as(config.data))
     model = dataclasses.replace(config.model, vocabulary_size=corpus.vocabulary.size)
     return dataclasses.replace(config, model=model), corpus
 

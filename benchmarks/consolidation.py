@@ -33,7 +33,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from data_prep.corpora import prepare
+from data_prep.corpora import prepare_as
 from metalm.adapt.reading_state import checksum
 from metalm.analysis.appearance import SETTINGS, save_figure
 from metalm.analysis.consolidation_report import consolidation_table, draw_consolidation
@@ -71,14 +71,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     folder = RunFolder(options.run)
     config = from_json(ExperimentConfig, folder.read_configuration())
-    corpus = open_corpus(
-        prepare(
-            config.data.source,
-            tokenizer=config.data.tokenizer,
-            vocabulary_size=config.data.vocabulary_size,
-            root=Path(config.data.root),
-        )
-    )
+    corpus = open_corpus(prepare_as(config.data))
     out = options.out or folder.folder / "consolidation"
     out.mkdir(parents=True, exist_ok=True)
     reader, settings = load_metalm(folder)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.corpora import prepare
+from data_prep.corpora import prepare_as
 from metalm.analysis.bootstrap import ratio_intervals
 from metalm.analysis.tables import interval_text
 from metalm.language.articles import ArticleSet, open_corpus
@@ -73,14 +73,7 @@ def main() -> None:
     for number, run in enumerate(options.runs):
         folder = RunFolder(run)
         config = from_json(ExperimentConfig, folder.read_configuration())
-        corpus = open_corpus(
-            prepare(
-                config.data.source,
-                tokenizer=config.data.tokenizer,
-                vocabulary_size=config.data.vocabulary_size,
-                root=Path(config.data.root),
-            )
-        )
+        corpus = open_corpus(prepare_as(config.data))
         config = dataclasses.replace(
             config, tuning=with_segments(config.tuning, options.segments, options.tuning_tokens)
         )

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.corpora import prepare
+from data_prep.corpora import prepare_as
 from metalm.adapt.reading_state import checksum
 from metalm.analysis.bootstrap import ratio_intervals
 from metalm.analysis.tables import interval_text
@@ -67,14 +67,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     folder = RunFolder(options.run)
     config = from_json(ExperimentConfig, folder.read_configuration())
-    corpus = open_corpus(
-        prepare(
-            config.data.source,
-            tokenizer=config.data.tokenizer,
-            vocabulary_size=config.data.vocabulary_size,
-            root=Path(config.data.root),
-        )
-    )
+    corpus = open_corpus(prepare_as(config.data))
     print(table(measure(config, corpus, folder, options)))
 
 

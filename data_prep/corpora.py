@@ -12,6 +12,7 @@ from data_prep.once import prepared_once
 from data_prep.prepared import identity, tokenizer_identity, write
 from data_prep.text_source import TextSource
 from metalm.language.articles import MANIFEST, read_manifest
+from metalm.language.data_config import DataConfig
 from metalm.language.vocabulary import Kind, Vocabulary
 
 NAMED: Mapping[str, Callable[[], TextSource]] = {
@@ -94,6 +95,25 @@ def prepare(
         identity(text, tokenizer, vocabulary_size, vocabulary),
         read_manifest,
         lambda folder: write(text, folder, tokenizer, vocabulary_size, vocabulary),
+    )
+
+
+def prepare_as(
+    settings: DataConfig, source: str | None = None, vocabulary: Vocabulary | None = None
+) -> Path:
+    """`prepare` with the settings of a run.
+
+    Args:
+        settings: of the run.
+        source: another corpus than the run's own.
+        vocabulary: see `prepare`.
+    """
+    return prepare(
+        settings.source if source is None else source,
+        tokenizer=settings.tokenizer,
+        vocabulary_size=settings.vocabulary_size,
+        root=Path(settings.root),
+        vocabulary=vocabulary,
     )
 
 

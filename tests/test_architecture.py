@@ -22,6 +22,7 @@ ARROWS = {
     "metalm/learned_optimizers": ("metalm.meta", "metalm.training", "metalm.analysis"),
     "data_prep": (
         "metalm.language.articles",
+        "metalm.language.data_config",
         "metalm.language.vocabulary",
         "metalm.fewshot.resize",
         "metalm.fewshot.stored_images",

@@ -10,25 +10,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from metalm.language.base_training import BaseTrainingConfig
+from metalm.language.data_config import DataConfig
 from metalm.language.meta_training import JointTrainingConfig, RuleTrainingConfig
 from metalm.language.model import ModelConfig
 from metalm.language.tuning_text import TuningConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which text, and how it is cut into tokens."""
-
-    source: str = "python-docs"
-    """Name of a corpus, or path of a folder or file (see the README)."""
-    tokenizer: Literal["bpe", "word"] = "bpe"
-    """Byte pairs learnt on the training split, or whole words."""
-    vocabulary_size: int = 6000
-    """Byte pairs asked for, the end of line included; a small text may have fewer."""
-    root: str = "data"
-    """Folder for prepared corpora."""
-    held_out: float = 0.1
-    """Share of the training articles that the base never reads; the rule is trained on them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,22 @@
+"""Which text an experiment is about, and how it is cut into tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which text, and how it is cut into tokens."""
+
+    source: str = "python-docs"
+    """Name of a corpus, or path of a folder or file (see the README)."""
+    tokenizer: Literal["bpe", "word"] = "bpe"
+    """Byte pairs learnt on the training split, or whole words."""
+    vocabulary_size: int = 6000
+    """Byte pairs asked for, the end of line included; a small text may have fewer."""
+    root: str = "data"
+    """Folder for prepared corpora."""
+    held_out: float = 0.1
+    """Share of the training articles that the base never reads; the rule is trained on them."""
