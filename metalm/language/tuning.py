@@ -2,14 +2,15 @@
 
 The search walks (`settings_search.py`): at the longest segments over all settings and then in half
 steps, at shorter ones over the rate. Every trial is also mixed with the cache over a grid of theta
-and lambda, and a last walk goes from the best of these, so that a method with a cache has settings
-of its own. All trials are recorded.
+and lambda. Last walks over all settings go from the best trial and from the best with a cache,
+so that a method with a cache has settings of its own. All trials are recorded.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from metalm.language.cache import CacheConfig
 from metalm.language.copies import nats_of_copies
@@ -110,8 +111,7 @@ def tune(
     """All trials of one way of learning, over its segment lengths.
 
     The first segment length is searched in full; for shorter ones rate and decay shrink with the
-    segment, as Krause et al. have it, and the rate is searched again. Last, a walk in half steps
-    from the best trial with a cache looks at the perplexity with it.
+    segment, as Krause et al. have it, and the rate is searched again. Then come the `last_walks`.
 
     Args:
         models: the trained weights.
@@ -124,28 +124,15 @@ def tune(
             other reading mode; by default `STARTS`.
         progress: told of every reading as it begins.
     """
-    ahead = len(text.texts) == 1  # several settings then read it side by side
-
-    def evaluate_at(segment: int) -> Evaluate:
-        def evaluate(several: Sequence[Settings]) -> Sequence[Trial]:
-            name = f"{NAMES[learning]}, segments of {segment}"
-            one = Method(name=name, model=model, learning=learning, segment=segment)
-            methods = [one.with_(settings=settings) for settings in several]
-            trials = try_methods(models, methods, text, config, progress)
-            for trial in trials:
-                if report is not None:
-                    report(trial)
-            return trials
-
-        return evaluate
-
+    evaluate_at = evaluator(models, learning, model, text, config, report, progress)
     if learning == "none":
         return [*evaluate_at(64)([{}])]
+    ahead = len(text.texts) == 1  # several settings then read it side by side
     segments = config.segments if learning in ("sgd", "rms") else config.rule_segments
     begin = start or STARTS[learning]
     trials = search(evaluate_at(segments[0]), begin, halvings=config.halvings, ahead=ahead)
     for segment in segments[1:]:
-        best = min((t for t in trials if t.segment == segments[0]), key=lambda t: t.perplexity)
+        best = choose_settings(trials, cached=False, segment=segments[0])
         ratio = segment / segments[0]
         shorter = {
             name: value * (ratio if name in SHRINKING else 1.0)
@@ -163,17 +150,67 @@ def tune(
             halvings=0,
             ahead=ahead,
         )
-    cached = choose_settings(trials, cached=True)
-    trials += search(
-        evaluate_at(cached.segment),
-        cached.settings,
-        {name: step**0.5 for name, step in STEPS.items()},
-        halvings=0,
-        ahead=ahead,
-        known=[trial for trial in trials if trial.segment == cached.segment],
-        goal=lambda trial: trial.cached_perplexity,
-    )
-    return trials
+    return [*trials, *last_walks(evaluate_at, trials, ahead=ahead)]
+
+
+def evaluator(
+    models: TrainedModels,
+    learning: Learning,
+    model: ModelName,
+    text: TuningText,
+    config: TuningConfig,
+    report: Callable[[Trial], None] | None = None,
+    progress: Begin | None = None,
+) -> Callable[[int], Evaluate]:
+    """For each segment length, what tries settings of a way of learning; see `tune`."""
+
+    def evaluate_at(segment: int) -> Evaluate:
+        def evaluate(several: Sequence[Settings]) -> Sequence[Trial]:
+            name = f"{NAMES[learning]}, segments of {segment}"
+            one = Method(name=name, model=model, learning=learning, segment=segment)
+            methods = [one.with_(settings=settings) for settings in several]
+            trials = try_methods(models, methods, text, config, progress)
+            for trial in trials:
+                if report is not None:
+                    report(trial)
+            return trials
+
+        return evaluate
+
+    return evaluate_at
+
+
+def last_walks(
+    evaluate_at: Callable[[int], Evaluate], trials: Sequence[Trial], *, ahead: bool
+) -> list[Trial]:
+    """Walks in half steps over all settings, at whatever segment length is the best.
+
+    From the best trial without a cache first, then from the best with one, looking at the
+    perplexity with it.
+
+    Args:
+        evaluate_at: see `evaluator`.
+        trials: what was tried already.
+        ahead: see `search`.
+
+    Returns:
+        The new trials.
+    """
+    half = {name: factor**0.5 for name, factor in STEPS.items()}
+    found: list[Trial] = []
+    for cached in (False, True):
+        so_far = [*trials, *found]
+        best = choose_settings(so_far, cached=cached)
+        found += search(
+            evaluate_at(best.segment),
+            best.settings,
+            half,
+            halvings=0,
+            ahead=ahead,
+            known=[trial for trial in so_far if trial.segment == best.segment],
+            goal=attrgetter("cached_perplexity" if cached else "perplexity"),
+        )
+    return found
 
 
 def tune_copies(
