@@ -48,11 +48,18 @@ def learn_vocabulary(source: TextSource, kind: Kind, size: int) -> Vocabulary:
     occur twice or more in the training split and "<unk>", which the model meets as the words that
     occur once.
     """
+    closed = kind == "word" and source.closed
+    texts = tqdm(
+        source.texts(*(SPLITS if closed else ("train",))),
+        desc=f"{source.name}: learning the vocabulary",
+        unit="article",
+        disable=None,
+    )
     if kind == "bpe":
-        return learn_bpe(source.texts("train"), size)
-    if source.closed:
-        return closed_words(source.texts(*SPLITS), add_unknown=False)
-    return closed_words(source.texts("train"), add_unknown=True, minimum_count=2)
+        return learn_bpe(texts, size)
+    if closed:
+        return closed_words(texts, add_unknown=False)
+    return closed_words(texts, add_unknown=True, minimum_count=2)
 
 
 def write(

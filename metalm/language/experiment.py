@@ -124,7 +124,10 @@ def mix(
         print(f"training the mixture ({mode}) of {name}", file=sys.stderr, flush=True)
 
     methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
-    return run_mixtures(models, methods, corpus.valid, config.tuning, mode, folder, say)
+    with ReadingProgress(f"mixtures, {mode}") as progress:
+        return run_mixtures(
+            models, methods, corpus.valid, config.tuning, mode, folder, say, progress
+        )
 
 
 def score(

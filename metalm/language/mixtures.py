@@ -8,7 +8,7 @@ from typing import Any
 from metalm.language.articles import ArticleSet
 from metalm.language.cache import CacheConfig
 from metalm.language.copies import network_of_copies
-from metalm.language.copy_readings import Request, read_copies
+from metalm.language.copy_readings import Begin, Request, read_copies
 from metalm.language.methods import Method, TrainedModels
 from metalm.language.mixture_network import MixtureNetwork
 from metalm.language.reading import CacheGrid, Readings
@@ -28,6 +28,7 @@ def run_mixtures(
     mode: str,
     folder: RunFolder,
     report: Callable[[str], None] | None = None,
+    progress: Begin | None = None,
 ) -> Mixtures:
     """The networks of the methods that have one, from the run's folder if they are there.
 
@@ -39,6 +40,7 @@ def run_mixtures(
         mode: "reset" or "carry".
         folder: where they are kept, under the settings of the copies that they mix.
         report: told the name of every method for which text is read.
+        progress: told of every reading as it begins.
     """
     wanted = {method.name: _described(method) for method in methods if method.learned_mixture}
     if not wanted:
@@ -55,7 +57,9 @@ def run_mixtures(
     copies = {repr(_described(copy)): copy for method in mixed for copy in method.copies()}
     requests = [Request(copy, grid) for copy in copies.values()]
     read: dict[str, Readings] = {}
-    for places, several in read_copies(models, requests, text.texts, config.rows, confidence=True):
+    for places, several in read_copies(
+        models, requests, text.texts, config.rows, confidence=True, progress=progress
+    ):
         read.update(zip((list(copies)[place] for place in places), several, strict=True))
     networks: dict[str, MixtureNetwork] = {}
     for method in mixed:

@@ -80,9 +80,6 @@ def small() -> ExperimentConfig:
     return ExperimentConfig(
         preset="small",
         data=DataConfig(source="wikitext-2"),
-        # Half of the reading has adaptation in the loop: that is what metalm lives on.
-        base=BaseTrainingConfig(tokens=8_000_000),
-        joint=JointTrainingConfig(tokens=8_000_000, model_learning_rate=3.5e-3),
         # As long as what will be read: rates that suit the first 1,500 tokens of an article are too
         # high for the rest (EXPERIMENTS.md).
         tuning=TuningConfig(articles=5, tokens=6000, carry_tokens=2400, spreads=(2.0, 3.0)),
