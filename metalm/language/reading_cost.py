@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,9 @@ from metalm.language.reading import CacheGrid, Reader
 from metalm.language.tuning_text import Mode
 from metalm.training.memory import peak_memory, reset_peak_memory
 
-COST_TOKENS = 200
-"""Tokens of each text that are read to measure."""
-_WARM_UP = 20
+COST_TOKENS = 600
+"""Tokens that are read to measure, of all texts together."""
+_ROUNDS = 3
 
 
 def reading_costs(
@@ -37,14 +38,15 @@ def reading_costs(
         articles: the first `rows` of them are read (the first alone in the mode `carry`).
         mode: "reset" reads `rows` articles at once, "carry" one text.
         rows: see there.
-        tokens: read of each.
+        tokens: read in all, several times (the median counts).
 
     Returns:
         Method -> "tokens_per_second" and, where the system tells, "peak_memory_bytes" (of the whole
         process).
     """
     count = min(rows, len(articles)) if mode == "reset" else 1
-    texts = [articles[number].tokens[:tokens] for number in range(count)]
+    length = max(1, tokens // count)
+    texts = [articles[number].tokens[:length] for number in range(count)]
     known: dict[object, Mapping[str, float]] = {}
     found = {}
     for method in methods:
@@ -83,11 +85,11 @@ def _measure(
         grid,
         confidence=sure,
     )
-    reader.read([text[:_WARM_UP] for text in texts], len(texts))
+    reader.read(texts, len(texts))  # warms up
     reset_peak_memory()
-    readings = reader.read(texts, len(texts))
+    readings = [reader.read(texts, len(texts)) for _ in range(_ROUNDS)]
     peak = peak_memory()
-    cost = {"tokens_per_second": readings.num_tokens / readings.seconds}
+    cost = {"tokens_per_second": median(each.num_tokens / each.seconds for each in readings)}
     return cost if peak is None else cost | {"peak_memory_bytes": float(peak)}
 
 

@@ -45,7 +45,7 @@ def test_what_is_measured(models, articles, monkeypatch):
         return {"tokens_per_second": SPEEDS[asked[-1]], "peak_memory_bytes": float(len(asked))}
 
     monkeypatch.setattr(reading_cost, "_measure", measure)
-    found = reading_costs(models, METHODS, articles, "reset", 2, tokens=3)
+    found = reading_costs(models, METHODS, articles, "reset", 2, tokens=6)
     assert sorted(asked, key=str) == sorted(SPEEDS, key=str)  # each once
     speeds = {name: cost["tokens_per_second"] for name, cost in found.items()}
     assert speeds == {
@@ -69,5 +69,5 @@ def test_the_measurement_reads_so_many_rows(models, articles, monkeypatch, mode,
 
     monkeypatch.setattr(reading_cost.Reader, "read", noted)
     (cost,) = reading_costs(models, [SGD], articles, mode, 2, tokens=9).values()
-    assert seen == [(rows, rows)] * 2  # once to warm up
+    assert seen == [(rows, rows)] * 4  # once to warm up, and three times
     assert 0 < cost["tokens_per_second"] < math.inf
