@@ -1,23 +1,23 @@
-"""An LSTM language model whose weights may be shared by the rows of a batch or owned by each row.
+"""A recurrent language model whose weights the rows of a batch may share, or each row may own.
 
 The regularisation is that of AWD-LSTM (Merity, Keskar, Socher 2018, section 4): variational
-("locked") dropout on the activations, dropout on whole rows of the embedding, and DropConnect on
-the recurrent weights. Input and output embedding are one tensor. `forward` reads its parameters
-from the module, so that `torch.func.functional_call` can put fast weights in their place: any of
-them may come with a leading `rows` dimension.
+("locked") dropout on the activations, dropout on whole rows of the embedding, and DropConnect in
+the layers (`layers.py`: LSTM or QRNN). Input and output embedding are one tensor. `forward` reads
+its parameters from the module, so that `torch.func.functional_call` can put fast weights in their
+place: any of them may come with a leading `rows` dimension.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from metalm.language.products import product, product_and_bias, product_type, without_autocast
-from metalm.language.recurrence import LayerState, LayerWeights, lstm_layer
+from metalm.language.layers import AbstractLayer, Cell, make_layer
+from metalm.language.recurrence import LayerState
+from metalm.language.row_linear import row_linear
 
 ModelState = tuple[LayerState, ...]
 
@@ -33,7 +33,9 @@ class ModelConfig:
     hidden_size: int = 640
     """Size of every layer but the last."""
     num_layers: int = 2
-    """LSTM layers."""
+    """Recurrent layers."""
+    cell: Cell = "lstm"
+    """Of every layer: lstm, or qrnn (quasi-recurrent)."""
     input_dropout: float = 0.1
     """Locked dropout on the token vectors."""
     hidden_dropout: float = 0.1
@@ -43,7 +45,7 @@ class ModelConfig:
     embedding_dropout: float = 0.0
     """Probability that a token's vector is dropped everywhere in a batch."""
     weight_dropout: float = 0.0
-    """DropConnect on the recurrent weights."""
+    """DropConnect on the recurrent weights (LSTM) or on the layers' only weights (QRNN)."""
 
     def __post_init__(self) -> None:
         """Checks sizes and probabilities."""
@@ -73,44 +75,8 @@ class ModelOutput(NamedTuple):
     """Hidden state after the segment."""
 
 
-class LSTMLayer(nn.Module):
-    """Owns the weights of one layer.
-
-    Initialised as `torch.nn.LSTM` (uniform in 1/sqrt(hidden)), with 1 added to the forget gate's
-    bias (Jozefowicz, Zaremba, Sutskever 2015, section 2.2): without it and the output bias below,
-    long stretches of training are lost on a plateau at the unigram loss.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__()
-        bound = 1.0 / math.sqrt(hidden_size)
-        self.hidden_size = hidden_size
-        self.input_weight = nn.Parameter(
-            torch.empty(4 * hidden_size, input_size).uniform_(-bound, bound)
-        )
-        self.hidden_weight = nn.Parameter(
-            torch.empty(4 * hidden_size, hidden_size).uniform_(-bound, bound)
-        )
-        self.input_bias = nn.Parameter(torch.empty(4 * hidden_size).uniform_(-bound, bound))
-        self.hidden_bias = nn.Parameter(torch.empty(4 * hidden_size).uniform_(-bound, bound))
-        with torch.no_grad():
-            self.hidden_bias[hidden_size : 2 * hidden_size] += 1.0  # gates are ordered i, f, g, o
-
-    def forward(
-        self, inputs: Tensor, state: LayerState, weight_dropout: float
-    ) -> tuple[Tensor, LayerState]:
-        """Runs the layer over [time, rows, inputs], with DropConnect on the recurrent weight."""
-        hidden_weight: Tensor = self.hidden_weight
-        if weight_dropout > 0.0:
-            mask = hidden_weight.new_empty(hidden_weight.shape[-2:])
-            mask.bernoulli_(1 - weight_dropout).div_(1 - weight_dropout)
-            hidden_weight = hidden_weight * mask
-        weights = LayerWeights(self.input_weight, hidden_weight, self.input_bias, self.hidden_bias)
-        return lstm_layer(inputs, state, weights)
-
-
 class LanguageModel(nn.Module):
-    """LSTM language model with tied embeddings.
+    """Language model of LSTM or QRNN layers with tied embeddings.
 
     Every row of a batch is one stream of text. `forward` takes the state and gives the next one;
     nothing is kept.
@@ -121,11 +87,11 @@ class LanguageModel(nn.Module):
         self.config = config
         sizes = [config.hidden_size] * (config.num_layers - 1) + [config.embedding_size]
         inputs = [config.embedding_size, *sizes[:-1]]
-        self.layer_sizes = tuple(sizes)
         self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # as AWD-LSTM does
         self.layers = nn.ModuleList(
-            LSTMLayer(size_in, size) for size_in, size in zip(inputs, sizes, strict=True)
+            make_layer(config.cell, place, *both)
+            for place, both in enumerate(zip(inputs, sizes, strict=True))
         )
         self.decoder = nn.Linear(config.embedding_size, config.vocabulary_size)
         self.decoder.weight = self.embedding.weight
@@ -142,11 +108,7 @@ class LanguageModel(nn.Module):
 
     def initial_state(self, rows: int) -> ModelState:
         """Zero hidden state for `rows` streams."""
-        like = self.embedding.weight
-        return tuple(
-            LayerState(like.new_zeros(rows, size), like.new_zeros(rows, size))
-            for size in self.layer_sizes
-        )
+        return tuple(layer.initial_state(rows) for layer in self._layers())
 
     def forward(self, tokens: Tensor, state: ModelState) -> ModelOutput:
         """Scores the token after each input.
@@ -167,7 +129,7 @@ class LanguageModel(nn.Module):
         values = locked_dropout(vectors, config.input_dropout, training)
         states = []
         last = len(self.layers) - 1
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self._layers()):
             drop = config.weight_dropout if training else 0.0
             values, after = layer(values, state[number], drop)
             states.append(after)
@@ -175,8 +137,11 @@ class LanguageModel(nn.Module):
                 values = locked_dropout(values, config.hidden_dropout, training)
         features = values
         values = locked_dropout(values, config.output_dropout, training)
-        logits = tied_logits(values, weight, self.decoder.bias)
+        logits = row_linear(values, weight, self.decoder.bias)
         return ModelOutput(logits, features, tuple(states))
+
+    def _layers(self) -> list[AbstractLayer]:
+        return cast("list[AbstractLayer]", list(self.layers))
 
 
 def detach_state(state: ModelState) -> ModelState:
@@ -201,50 +166,6 @@ def locked_dropout(values: Tensor, probability: float, training: bool) -> Tensor
         return values
     mask = values.new_empty(1, *values.shape[1:]).bernoulli_(1 - probability)
     return values * mask.div_(1 - probability)
-
-
-def tied_logits(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """[time, rows, size] to [time, rows, vocabulary]; `weight` and `bias` shared or per row."""
-    if weight.dim() == 2 and bias.dim() == 1:
-        return torch.nn.functional.linear(values, weight, bias)
-    rows_first = values.transpose(0, 1)
-    if weight.dim() == 2:
-        return (rows_first @ weight.t() + bias.unsqueeze(1)).transpose(0, 1)
-    if bias.dim() == 1:
-        bias = bias.expand(weight.shape[0], -1)
-    logits: Tensor = _RowLogits.apply(product_type(values), rows_first.to(bias.dtype), weight, bias)
-    return logits.transpose(0, 1)
-
-
-class _RowLogits(torch.autograd.Function):
-    """[rows, time, size] to [rows, time, vocabulary] with a weight and a bias per row.
-
-    Autograd would form the weight's gradient transposed, and whoever uses it next would pay for a
-    strided copy of `rows x vocabulary x size`.
-    """
-
-    @staticmethod
-    @without_autocast
-    def forward(
-        ctx: Any, dtype: torch.dtype, values: Tensor, weight: Tensor, bias: Tensor
-    ) -> Tensor:
-        converted = weight.to(dtype)
-        ctx.save_for_backward(values, weight, converted)
-        return product_and_bias(values, converted.transpose(1, 2), bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        values, weight, converted = ctx.saved_tensors
-        _, to_values, to_weight, to_bias = ctx.needs_input_grad
-        dtype = converted.dtype
-        if torch.is_grad_enabled():  # for a second derivative the weight itself is on the graph
-            converted = weight.to(dtype)
-        return (
-            None,
-            product(gradient, converted) if to_values else None,
-            product(gradient.transpose(1, 2), values.to(dtype)) if to_weight else None,
-            gradient.sum(1) if to_bias else None,
-        )
 
 
 class _LookupOfTied(torch.autograd.Function):

@@ -43,7 +43,10 @@ class LayerWeights(NamedTuple):
 
 
 class LayerState(NamedTuple):
-    """Short-term memory of one layer: `hidden` and `cell`, each [rows, hidden]."""
+    """Short-term memory of one layer: `hidden` and `cell`, each [rows, hidden].
+
+    A QRNN has its last inputs in the place of `hidden` (`quasi_recurrence.py`).
+    """
 
     hidden: Tensor
     cell: Tensor

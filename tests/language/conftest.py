@@ -39,8 +39,14 @@ def _tiny_model(seed=0, dtype=torch.float64, **changes):
 
 
 @pytest.fixture
-def tiny_model():
-    return _tiny_model
+def cell():
+    """Of the layers of `tiny_model`; a file parametrizes it to run its tests with each."""
+    return "lstm"
+
+
+@pytest.fixture
+def tiny_model(cell):
+    return partial(_tiny_model, cell=cell)
 
 
 @pytest.fixture
@@ -71,26 +77,40 @@ def article_set():
     return build
 
 
+def _lstm_step(own, value, state):
+    """Output and next state (h, c) of one layer at one token."""
+    hidden, cell = state
+    gates = own["input_weight"] @ value + own["hidden_weight"] @ hidden
+    i, f, g, o = (gates + own["input_bias"] + own["hidden_bias"]).chunk(4)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    value = o.sigmoid() * cell.tanh()
+    return value, (value, cell)
+
+
+def _qrnn_step(own, value, state):
+    """The same with the last input, if the layer sees it, in the place of h."""
+    last, cell = state
+    z, f, o = (own["input_weight"] @ torch.cat((last, value)) + own["input_bias"]).chunk(3)
+    cell = f.sigmoid() * cell + (1 - f.sigmoid()) * z.tanh()
+    return o.sigmoid() * cell, (value if len(last) else last, cell)
+
+
 def _plain_forward(weights, tokens, state):
     """Logits [time, vocabulary], features [time, size] and next state of one stream."""
     embedding = weights["embedding.weight"]
+    step = _lstm_step if "layers.0.hidden_weight" in weights else _qrnn_step
     logits, features = [], []
     for token in tokens:
         value, after = embedding[int(token)], []
-        for number, (hidden, cell) in enumerate(state):
-            own = {name: weights[f"layers.{number}.{name}"] for name in LAYER}
-            gates = own["input_weight"] @ value + own["hidden_weight"] @ hidden
-            i, f, g, o = (gates + own["input_bias"] + own["hidden_bias"]).chunk(4)
-            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-            value = o.sigmoid() * cell.tanh()
-            after.append((value, cell))
+        for number, before in enumerate(state):
+            start = f"layers.{number}."
+            own = {n.removeprefix(start): w for n, w in weights.items() if n.startswith(start)}
+            value, next_state = step(own, value, before)
+            after.append(next_state)
         state = after
         features.append(value)
         logits.append(embedding @ value + weights["decoder.bias"])
     return torch.stack(logits), torch.stack(features), state
-
-
-LAYER = ("input_weight", "hidden_weight", "input_bias", "hidden_bias")
 
 
 @pytest.fixture
@@ -100,8 +120,12 @@ def plain_forward():
 
 def _plain_state(model):
     like = model.embedding.weight.detach()
-    sizes = [layer.hidden_weight.shape[1] for layer in model.layers]
-    return [(like.new_zeros(size), like.new_zeros(size)) for size in sizes]
+    if model.config.cell == "lstm":
+        sizes = [(layer.hidden_weight.shape[1],) * 2 for layer in model.layers]
+    else:  # the first layer sees two inputs, the others one
+        cells = [layer.input_weight.shape[0] // 3 for layer in model.layers]
+        sizes = [(like.shape[1], cells[0])] + [(0, size) for size in cells[1:]]
+    return [(like.new_zeros(hidden), like.new_zeros(cell)) for hidden, cell in sizes]
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from metalm.language.mixture_network import MixtureNetwork
 from metalm.language.reading import CacheGrid, Reader
 from metalm.meta.rules import GradientDescent
 
+pytestmark = pytest.mark.parametrize("cell", ["lstm", "qrnn"])
+
 KINDS = ("static", "gradient descent", "rms decay", "learned rates")
 SEGMENT = 4
 GRID = CacheGrid(thetas=(0.3, 1.0), window=5)

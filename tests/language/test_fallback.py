@@ -9,6 +9,8 @@ import torch
 from metalm.language.reading import CacheGrid, Reader
 from metalm.meta.update_rule import AbstractUpdateRule
 
+pytestmark = pytest.mark.parametrize("cell", ["lstm", "qrnn"])
+
 TRIGGER, SEGMENT = 10, 4
 NAMES = ("embedding.weight", "decoder.bias")
 

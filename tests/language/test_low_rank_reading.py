@@ -9,6 +9,8 @@ from metalm.meta.low_rank import LowRank
 from metalm.meta.parameters import choose
 from metalm.meta.rules import GradientDescent
 
+pytestmark = pytest.mark.parametrize("cell", ["lstm", "qrnn"])
+
 SEGMENT = 4
 CHOSEN = ("embedding.weight", "layers.0.input_weight")
 

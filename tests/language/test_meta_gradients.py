@@ -16,6 +16,8 @@ from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.unroll import unroll
 from metalm.meta.update_rule import AbstractUpdateRule
 
+pytestmark = pytest.mark.parametrize("cell", ["lstm", "qrnn"])
+
 ADAPT = {
     "all": ("*",),
     "some": ("embedding.*", "layers.1.input_weight", "*_bias"),

@@ -4,17 +4,22 @@ import numpy as np
 import pytest
 import torch
 
+from metalm.language import layers as layers_module
 from metalm.language import model as model_module
-from metalm.language.model import LanguageModel, ModelConfig, locked_dropout, tied_logits
+from metalm.language.model import LanguageModel, ModelConfig, locked_dropout
+from metalm.language.row_linear import row_linear
 from metalm.meta.parameters import call, choose, split
 
 TIME, ROWS, VOCABULARY = 4, 3, 11
 SUBSETS = (
-    ("*",),
-    ("embedding.weight",),
-    ("decoder.bias",),
-    ("layers.0.hidden_weight", "layers.1.input_bias"),
-    ("embedding.weight", "decoder.bias", "layers.1.*"),
+    ("lstm", ("*",)),
+    ("lstm", ("embedding.weight",)),
+    ("lstm", ("decoder.bias",)),
+    ("lstm", ("layers.0.hidden_weight", "layers.1.input_bias")),
+    ("lstm", ("embedding.weight", "decoder.bias", "layers.1.*")),
+    ("qrnn", ("*",)),
+    ("qrnn", ("layers.0.input_weight",)),
+    ("qrnn", ("embedding.weight", "layers.0.input_bias", "layers.1.input_weight")),
 )
 
 
@@ -33,6 +38,7 @@ def close(one, other):
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "qrnn"])
 def test_model_and_its_tied_gradient_equal_plain_autograd(
     tiny_model, tokens, cotangent, plain_forward, plain_state
 ):
@@ -58,13 +64,13 @@ def test_tied_embedding_against_embedding_and_linear(tokens, cotangent):
     weight = torch.randn(VOCABULARY, 5, dtype=torch.float64, requires_grad=True)
     vectors, handed_on = model_module._LookupOfTied.apply(weight, tokens)
     bias = torch.randn(VOCABULARY, dtype=torch.float64)
-    (found,) = torch.autograd.grad(tied_logits(vectors.tanh(), handed_on, bias), weight, cotangent)
+    (found,) = torch.autograd.grad(row_linear(vectors.tanh(), handed_on, bias), weight, cotangent)
     values = torch.nn.functional.embedding(tokens, weight).tanh()
     logits = torch.nn.functional.linear(values, weight, bias)
     close(found, torch.autograd.grad(logits, weight, cotangent)[0])
 
 
-@pytest.mark.parametrize("patterns", SUBSETS, ids=str)
+@pytest.mark.parametrize(("cell", "patterns"), SUBSETS, ids=str)
 def test_weights_per_row_equal_one_model_per_row(tiny_model, tokens, cotangent, patterns):
     models = [tiny_model(seed=row) for row in range(ROWS)]
     shared = tiny_model(seed=7)
@@ -94,6 +100,7 @@ def test_weights_per_row_equal_one_model_per_row(tiny_model, tokens, cotangent, 
         close(rest[name].grad, gradient)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "qrnn"])
 def test_a_text_equals_its_parts_with_the_state_passed_on(tiny_model, tokens):
     model = tiny_model(num_layers=3)
     whole = model(tokens, model.initial_state(ROWS))
@@ -105,6 +112,14 @@ def test_a_text_equals_its_parts_with_the_state_passed_on(tiny_model, tokens):
 def test_state_sizes(tiny_model):
     sizes = [tuple(layer.hidden.shape) for layer in tiny_model(num_layers=3).initial_state(2)]
     assert sizes == [(2, 5), (2, 5), (2, 3)]
+
+
+@pytest.mark.parametrize("cell", ["qrnn"])
+def test_state_sizes_of_a_qrnn(tiny_model):
+    """The first layer sees two inputs, the others one."""
+    state = tiny_model(num_layers=3).initial_state(2)
+    assert [tuple(layer.hidden.shape) for layer in state] == [(2, 3), (2, 0), (2, 0)]
+    assert [tuple(layer.cell.shape) for layer in state] == [(2, 5), (2, 5), (2, 3)]
 
 
 def test_locked_dropout_is_the_same_at_every_time_step():
@@ -165,8 +180,8 @@ def test_weight_dropout_thins_the_recurrent_weights_only(tiny_model, tokens, mon
         seen.append(weights)
         return lstm_layer(inputs, state, weights)
 
-    lstm_layer = model_module.lstm_layer
-    monkeypatch.setattr(model_module, "lstm_layer", recording)
+    lstm_layer = layers_module.lstm_layer
+    monkeypatch.setattr(layers_module, "lstm_layer", recording)
     model = tiny_model(weight_dropout=0.3).train()
     parameters = dict(model.named_parameters())
     if per_row:
@@ -185,6 +200,25 @@ def test_weight_dropout_thins_the_recurrent_weights_only(tiny_model, tokens, mon
     model.eval()
     model(tokens, model.initial_state(ROWS))
     assert torch.equal(seen[0].hidden_weight, model.layers[0].hidden_weight)
+
+
+@pytest.mark.parametrize("cell", ["qrnn"])
+def test_weight_dropout_of_a_qrnn(tiny_model, tokens, monkeypatch):
+    """Its only weights are thinned, its biases not."""
+    seen = []
+
+    def recording(inputs, state, weight, bias):
+        seen.append((weight.detach(), bias))
+        return qrnn_layer(inputs, state, weight, bias)
+
+    qrnn_layer = layers_module.qrnn_layer
+    monkeypatch.setattr(layers_module, "qrnn_layer", recording)
+    model = tiny_model(weight_dropout=0.3).train()
+    model(tokens, model.initial_state(ROWS))
+    for (weight, bias), layer in zip(seen, model.layers, strict=True):
+        ratio = weight / layer.input_weight.detach()
+        assert set(ratio.unique().round(decimals=9).tolist()) == {0.0, round(1 / 0.7, 9)}
+        assert bias is layer.input_bias
 
 
 def test_dropout_off_leaves_training_mode_deterministic(tiny_model, tokens):
@@ -233,6 +267,10 @@ def test_the_tie_survives_a_state_dict(tiny_model):
             "model.hidden_size is a size; expected at least 1, found 0; do raise it",
         ),
         ({"vocabulary_size": -1}, "model.vocabulary_size is a size; expected at least 1, found -1"),
+        (
+            {"cell": "gru"},
+            "unknown cell; expected one of lstm, qrnn, found 'gru'; correct model.cell",
+        ),
         ({"input_dropout": 1.0}, "model.input_dropout is a probability; expected 0 <= p < 1"),
         ({"weight_dropout": -0.1}, "model.weight_dropout is a probability"),
     ],

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from metalm.language.model import tied_logits
 from metalm.language.products import product_type
 from metalm.language.recurrence import LayerState, LayerWeights, row_lstm
+from metalm.language.row_linear import row_linear
 
 TIME, ROWS, IN, SIZE = 7, 3, 16, 8
 
@@ -27,7 +27,7 @@ def test_logits_and_their_gradients_are_products_of_rounded_numbers():
     )
     incoming = normal(generator, TIME, ROWS, 11)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = tied_logits(values, weight, bias)
+        logits = row_linear(values, weight, bias)
     assert logits.dtype == torch.float32
     found = torch.autograd.grad(logits, [values, weight, bias], incoming)
     x, w, g = (rounded(t.detach()) for t in (values, weight, incoming))

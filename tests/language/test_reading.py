@@ -8,6 +8,8 @@ from metalm.language.cache import CacheMemory
 from metalm.language.reading import CacheGrid, Reader
 from metalm.meta.update_rule import AbstractUpdateRule
 
+pytestmark = pytest.mark.parametrize("cell", ["lstm", "qrnn"])
+
 KINDS = ("static", "gradient descent", "rms decay", "learned rates")
 SEGMENT = 4
 
