@@ -74,7 +74,7 @@ class FastModel(NamedTuple):
 
 WHOLE = (
     FastChoice(name="embedding and output bias", patterns=("embedding.*", "decoder.*")),
-    FastChoice(name="LSTM layers", patterns=("layers.*",)),
+    FastChoice(name="recurrent layers", patterns=("layers.*",)),
     FastChoice(name="all but recurrent weights"),
     FastChoice(name="everything", patterns=("*",)),
 )

@@ -21,7 +21,7 @@ tags:
 
 # A language model that learns while it reads
 
-An LSTM language model of {parameters} parameters, with the meta-learned update rule that rewrites
+{kind} language model of {parameters} parameters, with the meta-learned update rule that rewrites
 its weights while it reads, segment by segment: `metalm`. The rule: {rule}.
 
     from metalm.language.pretrained import Pretrained
@@ -61,6 +61,7 @@ def model_card(config: PretrainedConfig, num_parameters: int, name: str) -> str:
         name: what `from_pretrained` is given to find it.
     """
     return _CARD.format(
+        kind={"lstm": "An LSTM", "qrnn": "A QRNN"}[config.model.cell],
         parameters=f"{num_parameters:,}".replace(",", " "),
         rule=_RULES[config.rule.kind],
         name=name,

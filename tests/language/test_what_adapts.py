@@ -42,7 +42,7 @@ def test_whole_choices_take_what_they_say(tiny_model):
     sizes = {choice.name: choice.of(model) for choice in WHOLE}
     expected = {
         "embedding and output bias": EMBEDDING + DECODER_BIAS,
-        "LSTM layers": INPUT + RECURRENT + BIASES,
+        "recurrent layers": INPUT + RECURRENT + BIASES,
         "all but recurrent weights": EMBEDDING + DECODER_BIAS + INPUT + BIASES,
         "everything": EMBEDDING + DECODER_BIAS + INPUT + RECURRENT + BIASES,
     }
