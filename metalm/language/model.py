@@ -75,6 +75,19 @@ class ModelOutput(NamedTuple):
     """Hidden state after the segment."""
 
 
+class Activations(NamedTuple):
+    """What the layers make of one segment: what the softmax is taken of, and what it is not."""
+
+    features: Tensor
+    """[time, rows, embedding], the last layer's output before dropout."""
+    dropped: Tensor
+    """[time, rows, embedding], the same after dropout."""
+    weight: Tensor
+    """The embedding, as the softmax takes it (see `_LookupOfTied`)."""
+    state: ModelState
+    """Hidden state after the segment."""
+
+
 class LanguageModel(nn.Module):
     """Language model of LSTM or QRNN layers with tied embeddings.
 
@@ -120,6 +133,15 @@ class LanguageModel(nn.Module):
         Returns:
             logits [time, rows, vocabulary], features [time, rows, embedding] and the next state.
         """
+        seen = self.activations(tokens, state)
+        return ModelOutput(self.logits(seen), seen.features, seen.state)
+
+    def logits(self, seen: Activations) -> Tensor:
+        """Logits [time, rows, vocabulary] of the token that follows each input."""
+        return row_linear(seen.dropped, seen.weight, self.decoder.bias)
+
+    def activations(self, tokens: Tensor, state: ModelState) -> Activations:
+        """Everything before the softmax; see `forward`."""
         config, training = self.config, self.training
         vectors, weight = _LookupOfTied.apply(self.embedding.weight, tokens)
         if training and config.embedding_dropout > 0.0:
@@ -137,8 +159,7 @@ class LanguageModel(nn.Module):
                 values = locked_dropout(values, config.hidden_dropout, training)
         features = values
         values = locked_dropout(values, config.output_dropout, training)
-        logits = row_linear(values, weight, self.decoder.bias)
-        return ModelOutput(logits, features, tuple(states))
+        return Activations(features, values, weight, tuple(states))
 
     def _layers(self) -> list[AbstractLayer]:
         return cast("list[AbstractLayer]", list(self.layers))
