@@ -20,6 +20,6 @@ def test_awd_lstm_has_33_556_078_parameters(name):
     config = PRESETS[name]().model
     with torch.device("meta"):
         model = LanguageModel(config)
-    assert model.layer_sizes == (1150, 1150, 400)
+    assert [layer.hidden_size for layer in model.layers] == [1150, 1150, 400]
     found = sum(parameter.numel() for parameter in model.parameters())
     assert found == count_by_formula(33_278, 400, 1150, 3) == 33_556_078
