@@ -59,4 +59,4 @@ class _Tokens(Sequence[NDArray[np.int32]]):
         return len(self._articles)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._articles[index].tokens
+        return self._articles.tokens(index)

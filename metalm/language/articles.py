@@ -89,9 +89,15 @@ class ArticleSet(Sequence[Article]):
         return Article(
             columns["title"][row].as_py(),
             columns["text"][row].as_py(),
-            columns["tokens"][row].values.to_numpy(),
+            self.tokens(index),
             columns["words"][row].values.to_numpy(),
         )
+
+    def tokens(self, index: int) -> NDArray[np.int32]:
+        """Tokens of one article, without reading anything else: a view of the file."""
+        scalar = self._columns["tokens"][int(self._indices[index])]
+        found: NDArray[np.int32] = scalar.values.to_numpy()
+        return found
 
     def __iter__(self) -> Iterator[Article]:
         return (self[index] for index in range(len(self)))

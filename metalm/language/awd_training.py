@@ -200,8 +200,7 @@ class AwdTraining:
         with reduced_products(device, config.bfloat16 == "all"):
             seen = self.model.activations(inputs, self.state)
         with reduced_products(device, config.bfloat16 != "off"):
-            logits = self.model.logits(seen)
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            loss = self.model.predict(seen).nats(targets).mean()
         penalty = activation_penalty(seen.dropped, config.alpha)
         penalty = penalty + slowness_penalty(seen.features, config.beta)
         self.state = detach_state(seen.state)

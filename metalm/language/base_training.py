@@ -122,10 +122,8 @@ class BaseTraining:
         self.model.train()
         with reduced_products(device, config.bfloat16):
             output = self.model(inputs, self.state)
-            nats = torch.nn.functional.cross_entropy(
-                output.logits.flatten(0, 1), targets.flatten(), reduction="none"
-            )
-        loss = (nats * mask.flatten()).sum() / tokens
+            nats = output.prediction.nats(targets)
+        loss = (nats * mask).sum() / tokens
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)

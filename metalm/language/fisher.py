@@ -84,10 +84,11 @@ def training_fisher(
             )
             with torch.no_grad():
                 state = model(before, model.initial_state(rows)).state
-            logits = model(inputs, state).logits.flatten(0, 1)
-            drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=labels).flatten()
-            nats = torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")
-            scaled = nats / math.sqrt(len(drawn))
+            prediction = model(inputs, state).prediction
+            with torch.no_grad():
+                chances = prediction.logits.flatten(0, 1).softmax(-1)
+            drawn = torch.multinomial(chances, 1, generator=labels).view_as(inputs)
+            scaled = prediction.nats(drawn).sum() / math.sqrt(drawn.numel())
             gradients = torch.autograd.grad(scaled, list(wanted.values()))
             statistics.add(dict(zip(wanted, gradients, strict=True)))
             if progress is not None:

@@ -9,15 +9,18 @@ place: any of them may come with a leading `rows` dimension.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from metalm.language.adaptive_softmax import AdaptiveEmbedding
 from metalm.language.layers import AbstractLayer, Cell, make_layer
+from metalm.language.prediction import AbstractPrediction
 from metalm.language.recurrence import LayerState
-from metalm.language.row_linear import row_linear
+from metalm.language.tied_embedding import Tables, TiedEmbedding
 
 ModelState = tuple[LayerState, ...]
 
@@ -36,6 +39,11 @@ class ModelConfig:
     """Recurrent layers."""
     cell: Cell = "lstm"
     """Of every layer: lstm, or qrnn (quasi-recurrent)."""
+    cutoffs: tuple[int, ...] = ()
+    """Where clusters of rarer tokens begin, in a vocabulary sorted by frequency (whole words are):
+    adaptive input and softmax. Empty for one softmax over all tokens."""
+    shrink: int = 4
+    """By what the token vectors are smaller from one cluster to the next."""
     input_dropout: float = 0.1
     """Locked dropout on the token vectors."""
     hidden_dropout: float = 0.1
@@ -49,12 +57,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Checks sizes and probabilities."""
-        for name in ("vocabulary_size", "embedding_size", "hidden_size", "num_layers"):
+        sizes = ("vocabulary_size", "embedding_size", "hidden_size", "num_layers", "shrink")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"model.{name} is a size; expected at least 1, found {getattr(self, name)}; "
                     "do raise it"
                 )
+        if any(b <= a for a, b in itertools.pairwise((0, *self.cutoffs))):
+            raise ValueError(
+                "model.cutoffs are the first tokens of clusters; expected rising numbers from 1 "
+                f"on, found {', '.join(map(str, self.cutoffs))}; do sort them"
+            )
         for name in ("input", "hidden", "output", "embedding", "weight"):
             value = getattr(self, f"{name}_dropout")
             if not 0.0 <= value < 1.0:
@@ -67,12 +81,17 @@ class ModelConfig:
 class ModelOutput(NamedTuple):
     """What the model says about one segment."""
 
-    logits: Tensor
-    """[time, rows, vocabulary], of the token that follows each input."""
+    prediction: AbstractPrediction
+    """Of the token that follows each input: `nats` and `scores` of targets."""
     features: Tensor
     """[time, rows, embedding], the last layer's output before dropout (the cache's keys)."""
     state: ModelState
     """Hidden state after the segment."""
+
+    @property
+    def logits(self) -> Tensor:
+        """[time, rows, vocabulary], of the whole prediction."""
+        return self.prediction.logits
 
 
 class Activations(NamedTuple):
@@ -82,8 +101,8 @@ class Activations(NamedTuple):
     """[time, rows, embedding], the last layer's output before dropout."""
     dropped: Tensor
     """[time, rows, embedding], the same after dropout."""
-    weight: Tensor
-    """The embedding, as the softmax takes it (see `_LookupOfTied`)."""
+    tables: Tables
+    """The embedding, handed on to the softmax (`tied_embedding.py`)."""
     state: ModelState
     """Hidden state after the segment."""
 
@@ -100,24 +119,25 @@ class LanguageModel(nn.Module):
         self.config = config
         sizes = [config.hidden_size] * (config.num_layers - 1) + [config.embedding_size]
         inputs = [config.embedding_size, *sizes[:-1]]
-        self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # as AWD-LSTM does
+        self.embedding: TiedEmbedding | AdaptiveEmbedding
+        vocabulary, size = config.vocabulary_size, config.embedding_size
+        if config.cutoffs:
+            self.embedding = AdaptiveEmbedding(vocabulary, size, config.cutoffs, config.shrink)
+        else:
+            self.embedding = TiedEmbedding(vocabulary, size)
         self.layers = nn.ModuleList(
             make_layer(config.cell, place, *both)
             for place, both in enumerate(zip(inputs, sizes, strict=True))
         )
-        self.decoder = nn.Linear(config.embedding_size, config.vocabulary_size)
-        self.decoder.weight = self.embedding.weight
-        nn.init.zeros_(self.decoder.bias)
+        self.decoder = self.embedding.make_decoder()
 
-    @torch.no_grad()
     def start_from_frequencies(self, counts: Tensor) -> None:
         """Sets the output bias to the log frequency of each token, so that training starts there.
 
         Args:
             counts: [vocabulary], how often each token stands in the training text.
         """
-        self.decoder.bias.copy_(((counts + 1.0) / (counts + 1.0).sum()).log())
+        self.decoder.start_from_frequencies(counts)
 
     def initial_state(self, rows: int) -> ModelState:
         """Zero hidden state for `rows` streams."""
@@ -131,19 +151,19 @@ class LanguageModel(nn.Module):
             state: hidden state before the segment (`initial_state` at the start of a text).
 
         Returns:
-            logits [time, rows, vocabulary], features [time, rows, embedding] and the next state.
+            the prediction, features [time, rows, embedding] and the next state.
         """
         seen = self.activations(tokens, state)
-        return ModelOutput(self.logits(seen), seen.features, seen.state)
+        return ModelOutput(self.predict(seen), seen.features, seen.state)
 
-    def logits(self, seen: Activations) -> Tensor:
-        """Logits [time, rows, vocabulary] of the token that follows each input."""
-        return row_linear(seen.dropped, seen.weight, self.decoder.bias)
+    def predict(self, seen: Activations) -> AbstractPrediction:
+        """What is said of the token that follows each input; see `forward`."""
+        return self.decoder.predict(seen.dropped, seen.tables)
 
     def activations(self, tokens: Tensor, state: ModelState) -> Activations:
         """Everything before the softmax; see `forward`."""
         config, training = self.config, self.training
-        vectors, weight = _LookupOfTied.apply(self.embedding.weight, tokens)
+        vectors, tables = self.embedding.look_up(tokens)
         if training and config.embedding_dropout > 0.0:
             keep = 1 - config.embedding_dropout
             kept = vectors.new_empty(config.vocabulary_size).bernoulli_(keep) / keep
@@ -159,7 +179,7 @@ class LanguageModel(nn.Module):
                 values = locked_dropout(values, config.hidden_dropout, training)
         features = values
         values = locked_dropout(values, config.output_dropout, training)
-        return Activations(features, values, weight, tuple(states))
+        return Activations(features, values, tables, tuple(states))
 
     def _layers(self) -> list[AbstractLayer]:
         return cast("list[AbstractLayer]", list(self.layers))
@@ -187,36 +207,3 @@ def locked_dropout(values: Tensor, probability: float, training: bool) -> Tensor
         return values
     mask = values.new_empty(1, *values.shape[1:]).bernoulli_(1 - probability)
     return values * mask.div_(1 - probability)
-
-
-class _LookupOfTied(torch.autograd.Function):
-    """Rows of a tied embedding, and the embedding itself handed on to the softmax.
-
-    The softmax's gradient of the tied tensor is dense; the lookup's touches a few rows of it.
-    Because the lookup hands the tensor on, it receives that dense gradient and adds its own rows in
-    place: with weights per article this saves a `rows x vocabulary x size` buffer and two passes
-    over it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        size = weight.shape[-1]
-        index = tokens
-        if weight.dim() == 3:
-            rows, vocabulary, _ = weight.shape
-            index = tokens + torch.arange(rows, device=tokens.device) * vocabulary
-        ctx.save_for_backward(index)
-        ctx.weight_shape = weight.shape
-        return weight.reshape(-1, size)[index], weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad_vectors: Tensor, grad_weight: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        size = ctx.weight_shape[-1]
-        grad_weight = grad_weight.contiguous()
-        by_token = grad_vectors.to(grad_weight.dtype).reshape(-1, size)
-        flat = grad_weight.view(-1, size)
-        if torch.is_grad_enabled():
-            return flat.index_add(0, index.reshape(-1), by_token).view(ctx.weight_shape), None
-        flat.index_add_(0, index.reshape(-1), by_token)
-        return grad_weight, None

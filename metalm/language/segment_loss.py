@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metalm.language.article_batches import SegmentBatch
 from metalm.language.model import LanguageModel, ModelState
+from metalm.language.prediction import token_nats
 from metalm.meta.parameters import Parameters, call
 
 # A row whose segment is worse than this many times the uniform guess has lost its way; of fewer
@@ -61,17 +62,16 @@ class SegmentLoss:
     ) -> tuple[Tensor, SegmentScore, ModelState]:
         """Losses [rows], the score of every token, and the next hidden state."""
         output = call(self.model, parameters, batch.inputs, state)
-        nats = token_nats(output.logits, batch.targets) * batch.mask
+        nats = output.prediction.scores(batch.targets) * batch.mask
         losses = nats.sum(0) / self.segment
-        logits = output.logits.detach()
-        score = SegmentScore(
-            nats.detach(),
-            output.features.detach(),
-            confidence(logits) if self.confidence else None,
-            tempered_nats(logits, batch.targets, self.temperatures) * batch.mask
-            if self.temperatures
-            else None,
-        )
+        sure = tempered = None
+        with torch.no_grad():
+            if self.confidence:
+                sure = confidence(output.logits)
+            if self.temperatures:
+                tempered = tempered_nats(output.logits, batch.targets, self.temperatures)
+                tempered = tempered * batch.mask
+        score = SegmentScore(nats.detach(), output.features.detach(), sure, tempered)
         return losses, score, output.state
 
 
@@ -84,7 +84,7 @@ def lost_rows(score: SegmentScore, batch: SegmentBatch, vocabulary_size: int) ->
 def confidence(logits: Tensor) -> Tensor:
     """How sure the model is before the token comes.
 
-    Where the logits are not finite it is the uniform distribution that speaks (see `token_nats`).
+    Where the logits are not finite it is the uniform distribution that speaks (`prediction.py`).
 
     Args:
         logits: [time, rows, vocabulary].
@@ -95,20 +95,6 @@ def confidence(logits: Tensor) -> Tensor:
     said = logits.sum(-1, keepdim=True).isfinite()
     logs = torch.where(said, logits, 0.0).log_softmax(-1)
     return torch.stack((logs.amax(-1), torch.special.entr(logs.exp()).sum(-1)))
-
-
-def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Minus log probability of each target, [time, rows], in nats.
-
-    Where the logits are not finite the model has said nothing, and the uniform distribution speaks
-    for it: the choice does not look at the target.
-    """
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    nats = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), reduction="none"
-    ).view_as(targets)
-    said = logits.detach().sum(-1).isfinite()
-    return torch.where(said, nats, math.log(logits.shape[-1]))
 
 
 def tempered_nats(logits: Tensor, targets: Tensor, temperatures: Sequence[float]) -> Tensor:

@@ -76,9 +76,7 @@ def gradient_rms(
             with torch.set_grad_enabled(counted):
                 output = model(inputs, state)
                 if counted:
-                    loss = torch.nn.functional.cross_entropy(
-                        output.logits.flatten(0, 1), targets.flatten()
-                    )
+                    loss = output.prediction.nats(targets).mean()
                     gradients = torch.autograd.grad(loss, list(wanted.values()))
                     statistics.add(dict(zip(wanted, gradients, strict=True)))
                     if progress is not None:

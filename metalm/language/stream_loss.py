@@ -30,9 +30,7 @@ def stream_loss(
         for start in range(0, streams.length, window):
             inputs, targets = (part.to(device) for part in streams.segment(start, window))
             output: ModelOutput = call(model, weights, inputs, state)
-            total += torch.nn.functional.cross_entropy(
-                output.logits.flatten(0, 1), targets.flatten(), reduction="sum"
-            )
+            total += output.prediction.nats(targets).sum()
             state = output.state
     finally:
         model.train(was_training)

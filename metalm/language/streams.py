@@ -16,7 +16,7 @@ class TokenStreams:
 
     They are shuffled, unless their own order is asked for. The shuffle follows from the seed and
     the number of the pass alone. The few tokens that do not fill the last column of the rows are
-    left out of that pass.
+    left out of that pass. Tokens stay in their file until they are asked for.
 
     Args:
         articles: what is read.
@@ -38,19 +38,25 @@ class TokenStreams:
         order = np.arange(len(articles))
         if shuffled:
             order = np.random.default_rng([seed, number]).permutation(len(articles))
-        tokens: NDArray[np.int32] = np.empty(articles.num_tokens + 1, dtype=np.int32)
-        tokens[0] = END_OF_LINE
-        end = 1
-        for index in order:
-            article = articles[int(index)].tokens
-            tokens[end : end + len(article)] = article
-            end += len(article)
-        self._inputs = tokens[: rows * length].reshape(rows, length)
-        self._targets = tokens[1 : rows * length + 1].reshape(rows, length)
+        self._articles = articles.select(order)
+        self._ends = np.cumsum(self._articles.lengths)
         self.rows, self.length = rows, length
 
     def segment(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, int64 [time, rows], of up to `length` steps from `start`."""
-        part = slice(start, min(start + length, self.length))
-        inputs, targets = self._inputs[:, part].T, self._targets[:, part].T
-        return torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
+        count = max(0, min(length, self.length - start))
+        rows = [self._tokens(row * self.length + start - 1, count + 1) for row in range(self.rows)]
+        tokens = np.stack(rows, 1).astype(np.int64)
+        return torch.from_numpy(tokens[:-1]), torch.from_numpy(tokens[1:])
+
+    def _tokens(self, place: int, count: int) -> NDArray[np.int32]:
+        """So many tokens from a place of the whole text, before which stands an end of line."""
+        parts = [np.full(max(0, -place), END_OF_LINE, dtype=np.int32)]
+        missing, place = count - len(parts[0]), max(0, place)
+        number = int(np.searchsorted(self._ends, place, side="right"))
+        while missing > 0:
+            begin = place - int(self._ends[number] - self._articles.lengths[number])
+            part = self._articles.tokens(number)[begin : begin + missing]
+            parts.append(part)
+            missing, place, number = missing - len(part), place + len(part), number + 1
+        return np.concatenate(parts)

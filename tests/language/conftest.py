@@ -45,8 +45,14 @@ def cell():
 
 
 @pytest.fixture
-def tiny_model(cell):
-    return partial(_tiny_model, cell=cell)
+def cutoffs():
+    """Of the vocabulary of `tiny_model`, likewise; none is one softmax."""
+    return ()
+
+
+@pytest.fixture
+def tiny_model(cell, cutoffs):
+    return partial(_tiny_model, cell=cell, cutoffs=cutoffs, shrink=2)
 
 
 @pytest.fixture
@@ -95,13 +101,46 @@ def _qrnn_step(own, value, state):
     return o.sigmoid() * cell, (value if len(last) else last, cell)
 
 
+def _plain_tails(weights):
+    """Number of the first token, vectors and projection of every tail."""
+    tails = []
+    while f"embedding.tails.{len(tails)}.weight" in weights:
+        start = f"embedding.tails.{len(tails)}."
+        tails.append((weights[start + "weight"], weights[start + "projection"]))
+    head = len(weights["embedding.weight"]) - len(tails)
+    firsts = np.cumsum([head, *(len(vectors) for vectors, _ in tails)])
+    return [(int(n), *tail) for n, tail in zip(firsts[:-1], tails, strict=True)]
+
+
+def _plain_vector(weights, token):
+    """Of one token, at the input."""
+    for first, vectors, projection in reversed(_plain_tails(weights)):
+        if token >= first:
+            return projection @ vectors[token - first]
+    return weights["embedding.weight"][token]
+
+
+def _plain_logits(weights, value):
+    """Of all tokens after one step; log probabilities where there are tails."""
+    embedding, bias = weights["embedding.weight"], weights["decoder.bias"]
+    tails = _plain_tails(weights)
+    if not tails:
+        return embedding @ value + bias
+    size, first = len(bias) - len(tails), tails[0][0]
+    head = (embedding @ value + torch.cat((bias[:first], bias[size:]))).log_softmax(0)
+    logs = [head[:first]]
+    for number, (start, vectors, projection) in enumerate(tails):
+        own = vectors @ (projection.t() @ value) + bias[start : start + len(vectors)]
+        logs.append(head[first + number] + own.log_softmax(0))
+    return torch.cat(logs)
+
+
 def _plain_forward(weights, tokens, state):
     """Logits [time, vocabulary], features [time, size] and next state of one stream."""
-    embedding = weights["embedding.weight"]
     step = _lstm_step if "layers.0.hidden_weight" in weights else _qrnn_step
     logits, features = [], []
     for token in tokens:
-        value, after = embedding[int(token)], []
+        value, after = _plain_vector(weights, int(token)), []
         for number, before in enumerate(state):
             start = f"layers.{number}."
             own = {n.removeprefix(start): w for n, w in weights.items() if n.startswith(start)}
@@ -109,7 +148,7 @@ def _plain_forward(weights, tokens, state):
             after.append(next_state)
         state = after
         features.append(value)
-        logits.append(embedding @ value + weights["decoder.bias"])
+        logits.append(_plain_logits(weights, value))
     return torch.stack(logits), torch.stack(features), state
 
 

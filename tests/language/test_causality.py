@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from metalm.language import adaptive_softmax
 from metalm.language.copies import nats_of_copies
 from metalm.language.mixture_network import MixtureNetwork
 from metalm.language.reading import CacheGrid, Reader
 from metalm.meta.rules import GradientDescent
 
-pytestmark = pytest.mark.parametrize("cell", ["lstm", "qrnn"])
+pytestmark = pytest.mark.parametrize(
+    ("cell", "cutoffs"), [("lstm", ()), ("qrnn", ()), ("lstm", (4, 7))], ids=str
+)
 
 KINDS = ("static", "gradient descent", "rms decay", "learned rates")
 SEGMENT = 4
@@ -24,6 +27,12 @@ def perturbed(text, place):
     future[place:] = (future[place:] + 1 + np.arange(len(text) - place) % 9) % 11
     assert (future[place:] != text[place:]).all()
     return future
+
+
+@pytest.fixture(autouse=True)
+def _several_chunks(monkeypatch):
+    """A segment of one tail's tokens is scored in two products, of three places and of one."""
+    monkeypatch.setattr(adaptive_softmax, "_CHUNK", 3)
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ def test_the_square_of_the_sum_has_the_sum_of_the_squares_as_its_mean(
         torch.testing.assert_close(of_sum, of_each, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("cutoffs", [(), (4, 7)])
 def test_the_estimate_comes_to_the_definition(tiny_model, articles, plain_forward, plain_state):
     """At the rate that its standard error says: 900 batches of a text with four places."""
     model = tiny_model(input_dropout=0.5)

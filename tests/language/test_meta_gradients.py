@@ -16,7 +16,9 @@ from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.unroll import unroll
 from metalm.meta.update_rule import AbstractUpdateRule
 
-pytestmark = pytest.mark.parametrize("cell", ["lstm", "qrnn"])
+pytestmark = pytest.mark.parametrize(
+    ("cell", "cutoffs"), [("lstm", ()), ("qrnn", ()), ("lstm", (4, 7))], ids=str
+)
 
 ADAPT = {
     "all": ("*",),

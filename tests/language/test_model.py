@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from metalm.language import layers as layers_module
-from metalm.language import model as model_module
 from metalm.language.model import LanguageModel, ModelConfig, locked_dropout
 from metalm.language.row_linear import row_linear
+from metalm.language.tied_embedding import look_up
 from metalm.meta.parameters import call, choose, split
 
 TIME, ROWS, VOCABULARY = 4, 3, 11
@@ -62,7 +62,7 @@ def test_model_and_its_tied_gradient_equal_plain_autograd(
 def test_tied_embedding_against_embedding_and_linear(tokens, cotangent):
     """Lookup and softmax alone: a token read many times, and tokens never read."""
     weight = torch.randn(VOCABULARY, 5, dtype=torch.float64, requires_grad=True)
-    vectors, handed_on = model_module._LookupOfTied.apply(weight, tokens)
+    vectors, handed_on = look_up(weight, tokens)
     bias = torch.randn(VOCABULARY, dtype=torch.float64)
     (found,) = torch.autograd.grad(row_linear(vectors.tanh(), handed_on, bias), weight, cotangent)
     values = torch.nn.functional.embedding(tokens, weight).tanh()

@@ -5,13 +5,8 @@ import pytest
 import torch
 
 from metalm.language.article_batches import SegmentBatch
-from metalm.language.segment_loss import (
-    SegmentLoss,
-    SegmentScore,
-    confidence,
-    lost_rows,
-    token_nats,
-)
+from metalm.language.prediction import token_nats
+from metalm.language.segment_loss import SegmentLoss, SegmentScore, confidence, lost_rows
 
 TIME, ROWS, VOCABULARY = 4, 3, 11
 

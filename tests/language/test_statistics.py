@@ -48,6 +48,7 @@ def compare(found, expected):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("cutoffs", [(), (4, 7)])
 def test_gradient_rms_equals_plain_autograd_over_all_segments(
     tiny_model, long_texts, article_set, plain_nats, plain_state
 ):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from metalm.language.articles import ArticleSet
 from metalm.language.streams import TokenStreams
 
 SEED = 4
@@ -42,6 +43,26 @@ def test_articles_in_their_own_order(texts, article_set):
     text = np.concatenate(texts)
     np.testing.assert_array_equal(targets.T.flatten(), text)
     np.testing.assert_array_equal(inputs.T.flatten(), np.concatenate(([0], text[:-1])))
+
+
+def test_only_the_articles_of_a_segment_are_read(texts, article_set, monkeypatch):
+    """Five articles, 36 tokens, two rows of 18."""
+    read = []
+    tokens = ArticleSet.tokens
+
+    def recording(articles, index):
+        read.append(len(tokens(articles, index)))
+        return tokens(articles, index)
+
+    monkeypatch.setattr(ArticleSet, "tokens", recording)
+    streams = TokenStreams(article_set(texts), 2, SEED, 2)
+    assert read == []
+    streams.segment(3, 2)
+    ends = np.cumsum(streams._articles.lengths)
+    first, second = (int(np.searchsorted(ends, at, side="right")) for at in (2, 18 + 2))
+    assert read[0] == streams._articles.lengths[first]
+    assert streams._articles.lengths[second] in read
+    assert len(read) <= 4
 
 
 def test_too_little_text_for_the_rows(texts, article_set):
