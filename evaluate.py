@@ -7,6 +7,7 @@
     python evaluate.py runs/wikitext-2 --text FILE ...          # any .txt or .md files, at once
     python evaluate.py --text FILE ...                          # with the model of the package
     python evaluate.py runs/glyphs-5-way-1-shot/maml            # a few-shot method
+    torchrun --nproc-per-node 2 evaluate.py runs/wikitext-2     # two processes share the articles
 
 Settings are tuned on validation articles of the run's own data, once, before anything is scored.
 The report is a page, report.html, that opens in any browser, offline.
@@ -35,6 +36,7 @@ from metalm.training.allocator import keep_freed_memory
 from metalm.training.configuration import from_json
 from metalm.training.disk import writing
 from metalm.training.folder_lock import only_program_in
+from metalm.training.processes import first_alone, is_first, refuse_several, together
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,11 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(arguments)
     try:
-        written = run(options, "python evaluate.py " + shlex.join(arguments))
+        with together():
+            written = run(options, "python evaluate.py " + shlex.join(arguments))
+            if is_first():
+                print(written)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(written)
     return 0
 
 
@@ -133,7 +137,7 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
     # Imported late: it takes half a second, and single texts are read without it.
     from data_prep.corpora import prepare_as
 
-    own = open_corpus(prepare_as(config.data))
+    own = open_corpus(first_alone(lambda: prepare_as(config.data)))
     vocabulary = Vocabulary.load(folder.vocabulary_path)
     if vocabulary.checksum != own.vocabulary.checksum:
         raise ValueError(
@@ -142,7 +146,7 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
         )
     other = None
     if options.data is not None:
-        other = open_corpus(prepare_as(config.data, options.data, vocabulary))
+        other = open_corpus(first_alone(lambda: prepare_as(config.data, options.data, vocabulary)))
     with only_program_in(folder.folder), writing(folder.folder):
         if options.tune:
             tune_run(config, own, folder, options.modes)
@@ -160,6 +164,7 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
 
 def run_few_shot(options: argparse.Namespace) -> str:
     """Scores a few-shot method, or the baseline of the official challenge; returns the scores."""
+    refuse_several("few-shot learning")
     # Imported late, like what reads texts: neither waits for the other.
     from data_prep.picture_corpora import prepare_pictures
     from metalm.fewshot import command_line
@@ -170,6 +175,7 @@ def run_few_shot(options: argparse.Namespace) -> str:
 
 def run_texts(options: argparse.Namespace, command: str) -> Path:
     """Reads single files with a run's models, or with a saved one; returns the page."""
+    refuse_several("reading single files")
     texts = [(article.title, article.text) for article in read_texts(options.text)]
     name = re.sub(r"[^\w.-]+", "-", options.text[0].stem)
     name += f"-and-{len(texts) - 1}-more" if len(texts) > 1 else ""

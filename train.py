@@ -8,6 +8,7 @@
                                                  # articles; or one .jsonl file of articles
     python train.py --preset small --dry-run     # print the resolved configuration
     python train.py fewshot --help               # few-shot learning instead
+    torchrun --nproc-per-node 2 train.py ...     # two processes (or: accelerate launch --multi_gpu)
 
 Everything goes into one folder under runs/. The same command continues a run that was stopped.
 """
@@ -36,6 +37,7 @@ from metalm.language.stages import STAGES, refuse_unknown
 from metalm.training.allocator import keep_freed_memory
 from metalm.training.disk import writing
 from metalm.training.folder_lock import only_program_in
+from metalm.training.processes import first_alone, is_first, refuse_several, together
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,10 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         refuse_unknown(options.stages)
         config = configure(options, overrides)
-        print(json.dumps(dataclasses.asdict(config), indent=2))
-        if options.dry_run:
-            return 0
-        run(config, options, "python train.py " + shlex.join(arguments))
+        with together():
+            if is_first():
+                print(json.dumps(dataclasses.asdict(config), indent=2))
+            if not options.dry_run:
+                run(config, options, "python train.py " + shlex.join(arguments))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -60,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train_few_shot(arguments: Sequence[str]) -> int:
     """The same for few-shot methods."""
     try:
+        refuse_several("few-shot learning")
         return command_line.run(arguments, prepare_pictures)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -117,7 +121,7 @@ def configure(options: argparse.Namespace, overrides: Sequence[str]) -> Experime
 
 def open_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Corpus]:
     """The corpus, prepared if need be, and the configuration with its vocabulary's size."""
-    corpus = open_corpus(prepare_as(config.data))
+    corpus = open_corpus(first_alone(lambda: prepare_as(config.data)))
     model = dataclasses.replace(config.model, vocabulary_size=corpus.vocabulary.size)
     return dataclasses.replace(config, model=model), corpus
 
@@ -133,7 +137,8 @@ def run(config: ExperimentConfig, options: argparse.Namespace, command: str) -> 
         train(config, corpus, folder, options.stages)
         if not options.no_evaluation:
             report = evaluate(config, corpus, folder, command=command)
-            print(f"report: {report}")
+            if is_first():
+                print(f"report: {report}")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalm.language.article_batches import set_rows
+from metalm.language.article_batches import SegmentBatch, set_rows
 from metalm.language.article_passes import ArticlePasses
 from metalm.language.articles import ArticleSet
-from metalm.language.model import LanguageModel, detach_state, start_of
+from metalm.language.model import LanguageModel, ModelState, detach_state, start_of
 from metalm.language.recurrence import LayerState
+from metalm.language.row_share import RowShare, in_turn, own_parts, own_share, whole
+from metalm.meta.tree import join
+from metalm.training import processes
 from metalm.training.precision import reduced_products
 from metalm.training.state import pack, unpack
 
@@ -84,6 +87,10 @@ class BaseTraining:
         schedule: share of the highest learning rate at step `index`.
         seed: of the order of the articles.
         optimizer_state: of the training that this one goes on from.
+        accumulation: parts in which the rows are read, one after the other.
+
+    Raises:
+        ValueError: fewer rows than processes, or parts.
     """
 
     def __init__(
@@ -94,8 +101,10 @@ class BaseTraining:
         schedule: Callable[[int], float],
         seed: int,
         optimizer_state: Mapping[str, Any] | None = None,
+        accumulation: int = 1,
     ) -> None:
         self.model, self.config = model, config
+        self.share, self.parts = own_share(config.rows), own_parts(config.rows, accumulation)
         self.schedule = schedule
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -106,35 +115,47 @@ class BaseTraining:
         if optimizer_state is not None:
             self.optimizer.load_state_dict(dict(optimizer_state))
         self.passes = ArticlePasses(articles, config.rows, seed)
-        self.state = model.initial_state(config.rows)
+        self.state = model.initial_state(self.share.size)
 
     def step(self, index: int) -> dict[str, float]:
         """Reads one window of every row and takes one step of the optimiser."""
         config = self.config
-        entered = self.passes.rows.enter()
+        entered = self.share.places(self.passes.rows.enter())
         set_rows(self.state, entered, start_of(self.state))
         device = self.model.embedding.weight.device
-        inputs, targets, mask = self.passes.rows.take(config.window, device)
-        tokens = mask.sum()
+        batch = self.passes.rows.take(config.window, device)
+        tokens = batch.mask.sum()
         rate = config.learning_rate * self.schedule(index)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        with reduced_products(device, config.bfloat16):
-            output = self.model(inputs, self.state)
-            nats = output.prediction.nats(targets)
-        loss = (nats * mask).sum() / tokens
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        losses, states = [], []
+        for part in in_turn(self.parts):
+            loss, state = self._read(part, batch)
+            loss = loss / tokens
+            loss.backward()
+            losses.append(loss.detach())
+            states.append(state)
+        self.state = join(states)
+        processes.add_up([p.grad for p in self.model.parameters() if p.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
-        self.state = detach_state(output.state)
         return {
-            "loss": loss.item(),
+            "loss": processes.sums(torch.stack(losses).sum().item())[0],
             "tokens": float(tokens),
             "learning_rate": rate,
             "gradient_norm": float(norm),
         }
+
+    def _read(self, part: RowShare, batch: SegmentBatch) -> tuple[Tensor, ModelState]:
+        """The summed loss of these rows, and their next hidden state."""
+        self.model.share = part.unless_whole()
+        inputs, targets, mask = part.columns(batch)
+        with reduced_products(inputs.device, self.config.bfloat16):
+            output = self.model(inputs, part.within(self.share, self.state))
+            nats = output.prediction.nats(targets)
+        return (nats * mask).sum(), detach_state(output.state)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights, optimiser, hidden state and position in the text."""
@@ -142,7 +163,7 @@ class BaseTraining:
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "state": self.state,
+                "state": whole(self.state, self.config.rows),
                 "passes": self.passes.state_dict(),
             }
         )
@@ -155,5 +176,6 @@ class BaseTraining:
         self.optimizer.load_state_dict(tree["optimizer"])
         self.passes.load_state_dict(tree["passes"])
         self.state = tuple(
-            LayerState(*(part.to(device) for part in layer)) for layer in tree["state"]
+            LayerState(*(part.to(device) for part in layer))
+            for layer in self.share.of(tree["state"])
         )

@@ -3,6 +3,9 @@
 A single long text (the carry-on mode) leaves a batch one row. Where several ways to learn read it
 from the same model with segments of the same length, each gets a row of its own: their recurrent
 products are then shared, as those of several articles are.
+
+Several processes share the texts; of a single text, the ways to learn. Each ends up with all
+readings.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from numpy.typing import NDArray
 from metalm.language.methods import Method, TrainedModels
 from metalm.language.reading import CacheGrid, Reader, Readings
 from metalm.language.reading_curves import CurveRecorder
+from metalm.language.shared_texts import deal, gathered
 from metalm.meta.rules.side_by_side import SideBySide
 from metalm.meta.step_rule import AbstractStepRule
+from metalm.training import processes
 
 Texts = Sequence[NDArray[np.int32]]
 Begin = Callable[[str, int], Callable[[int, float], None]]
@@ -49,7 +54,8 @@ def read_copies(
         models: the trained weights.
         requests: methods without several copies.
         texts: token ids of each.
-        rows: rows of a batch: texts of one method, or, of a single text, methods side by side.
+        rows: rows of a batch in each process: texts of one method, or, of a single text, methods
+            side by side.
         confidence: whether to write down how sure model and cache were.
         temperatures: under which the tokens are scored too.
         curves: whether to record what happens to the fast weights.
@@ -58,30 +64,72 @@ def read_copies(
     Yields:
         Places of the requests that were read together, and the readings of each.
     """
-    for places in _together(models, requests, rows if len(texts) == 1 else 1):
-        methods = [requests[place].method for place in places]
-        one, grid = methods[0], requests[places[0]].grid
-        rule = models.rule(one) if len(places) == 1 else _side_by_side(models, methods)
-        names = models.fast_names(one)
+    how = _How(rows, confidence, tuple(temperatures), curves, progress)
+    if len(texts) == 1:
+        yield from _methods_shared(models, requests, texts, how)
+    else:
+        yield from _texts_shared(models, requests, texts, how)
+
+
+def _methods_shared(
+    models: TrainedModels, requests: Sequence[Request], texts: Texts, how: _How
+) -> Iterator[tuple[list[int], list[Readings]]]:
+    """A single text: in each turn one batch of methods for every process."""
+    count, own = processes.count(), processes.rank()
+    most = max(1, min(how.rows, -(-len(requests) // count)))  # so that no process goes without
+    groups = list(_together(models, requests, most))
+    for start in range(0, len(groups), count):
+        turn = groups[start : start + count]
+        mine = [requests[place] for place in turn[own]] if own < len(turn) else []
+        several = processes.of_each(how.read(models, mine, texts) if mine else None)
+        for places, readings in zip(turn, several, strict=False):
+            assert readings is not None
+            yield places, [readings] if len(places) == 1 else _apart(readings)
+
+
+def _texts_shared(
+    models: TrainedModels, requests: Sequence[Request], texts: Texts, how: _How
+) -> Iterator[tuple[list[int], list[Readings]]]:
+    """Several texts: one method after the other, some of the texts for every process."""
+    dealt = deal([len(text) for text in texts], processes.count())
+    mine = [texts[place] for place in dealt[processes.rank()]]
+    for place, request in enumerate(requests):
+        readings = how.read(models, [request], mine) if mine else Readings([])
+        yield [place], [gathered(processes.of_each(readings), dealt)]
+
+
+class _How(NamedTuple):
+    """What all readings have in common; see `read_copies`."""
+
+    rows: int
+    confidence: bool
+    temperatures: Sequence[float]
+    curves: bool
+    progress: Begin | None
+
+    def read(self, models: TrainedModels, requests: Sequence[Request], texts: Texts) -> Readings:
+        """Reads texts with one method, or a single text with several."""
+        methods = [request.method for request in requests]
+        one, grid = requests[0]
+        rule = models.rule(one) if len(methods) == 1 else _side_by_side(models, methods)
         reader = Reader(
             models.model(one),
             rule,
-            names,
+            models.fast_names(one),
             one.segment,
             grid,
-            confidence=confidence,
-            temperatures=temperatures,
+            confidence=self.confidence,
+            temperatures=self.temperatures,
         )
-        repeated = [text for text in texts for _ in places]  # several places: a single text
+        repeated = [text for text in texts for _ in methods]
         recorder = None
-        if curves and rule is not None:
+        if self.curves and rule is not None:
             recorder = CurveRecorder(reader.slow, rule, len(repeated))
         tell = None
-        if progress is not None:
-            more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-            tell = progress(one.name + more, sum(len(text) for text in repeated))
-        readings = reader.read(repeated, rows, tell, recorder)
-        yield places, [readings] if len(places) == 1 else _apart(readings)
+        if self.progress is not None:
+            more = f" and {len(methods) - 1} more" if len(methods) > 1 else ""
+            tell = self.progress(one.name + more, sum(len(text) for text in repeated))
+        return reader.read(repeated, self.rows, tell, recorder)
 
 
 def _together(models: TrainedModels, requests: Sequence[Request], most: int) -> Iterator[list[int]]:

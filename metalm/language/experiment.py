@@ -1,7 +1,8 @@
 """One experiment on text: train, tune on validation articles, score a split, report.
 
 Everything is kept in the run's folder as it is finished, and what is there already is not done
-again.
+again. Of several processes (`metalm.training.processes`) all go the same way through this file; the
+first alone writes, prints and measures what reading costs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from metalm.analysis.report import write_report
 from metalm.analysis.tables import Cost, print_tables
 from metalm.language.articles import ArticleSet, Corpus
 from metalm.language.comparison import Trials, compared_methods, tune_all
-from metalm.language.methods import TrainedModels
+from metalm.language.methods import Method, TrainedModels
 from metalm.language.mixtures import Mixtures, run_mixtures
 from metalm.language.presets import ExperimentConfig
 from metalm.language.reading_cost import reading_costs
@@ -30,6 +32,7 @@ from metalm.language.temperatures import Temperatures, run_temperatures
 from metalm.language.trained import load_trained
 from metalm.language.trials import Trial, trial_from_json, trial_to_json
 from metalm.training.disk import write_at_once
+from metalm.training.processes import first_alone, is_first
 
 SPLITS = ("valid", "test")
 MODES = ("reset", "carry")
@@ -46,8 +49,8 @@ def train(
     """
     trainings = Stages(config, corpus, folder)
     trainings.refuse_unready(stages)
-    folder.write_configuration(config)
-    corpus.vocabulary.save(folder.vocabulary_path)
+    first_alone(lambda: folder.write_configuration(config))
+    first_alone(lambda: corpus.vocabulary.save(folder.vocabulary_path))
     for name in stages:
         trainings.train(name)
 
@@ -62,15 +65,13 @@ def tune(
 
     def keep(trials: Trials) -> None:
         content = {name: [trial_to_json(t) for t in found] for name, found in trials.items()}
-        write_at_once(path, json.dumps(content, indent=1) + "\n")
+        first_alone(lambda: write_at_once(path, json.dumps(content, indent=1) + "\n"))
 
     def report(name: str, trial: Trial) -> None:
         text = "".join(f", {key} {value:.3g}" for key, value in sorted(trial.settings.items()))
-        print(
+        _say(
             f"tuning ({mode}) {name}, segments of {trial.segment}{text}: perplexity "
-            f"{trial.perplexity:.2f}, with cache {trial.cached_perplexity:.2f}",
-            file=sys.stderr,
-            flush=True,
+            f"{trial.perplexity:.2f}, with cache {trial.cached_perplexity:.2f}"
         )
 
     with ReadingProgress(f"tuning, {mode}") as progress:
@@ -86,6 +87,11 @@ def tune(
             ablations=mode in config.evaluation.ablations,
             progress=progress,
         )
+
+
+def _say(words: str) -> None:
+    if is_first():
+        print(words, file=sys.stderr, flush=True)
 
 
 def _tuning_path(folder: RunFolder, mode: str) -> Path:
@@ -122,7 +128,7 @@ def mix(
     """Trains the mixtures that are compared in one mode, on validation articles; keeps them."""
 
     def say(name: str) -> None:
-        print(f"training the mixture ({mode}) of {name}", file=sys.stderr, flush=True)
+        _say(f"training the mixture ({mode}) of {name}")
 
     methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
     with ReadingProgress(f"mixtures, {mode}") as progress:
@@ -142,7 +148,7 @@ def choose_temperatures(
     """Chooses a temperature for every method on validation articles; keeps them."""
 
     def say(name: str, temperature: float) -> None:
-        print(f"temperature ({mode}) of {name}: {temperature:.3g}", file=sys.stderr, flush=True)
+        _say(f"temperature ({mode}) of {name}: {temperature:.3g}")
 
     methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
     grid = config.evaluation.temperatures
@@ -172,7 +178,7 @@ def score(
         scored = score_split(
             models, methods, articles, mode, store, rows, progress, mixtures, unknown, temperatures
         )
-    scored.scores.save(folder.folder / f"scores-{split}-{mode}.npz")
+    first_alone(lambda: scored.scores.save(folder.folder / f"scores-{split}-{mode}.npz"))
     return scored
 
 
@@ -218,11 +224,11 @@ def evaluate(
     trainings = Stages(config, corpus, folder)
     models = load_trained(folder, config, trainings.base_articles)
     title = split if other is None else f"{other.folder.name}-{split}"
+    articles = getattr(other or corpus, split)
     scored: dict[str, Scored] = {}
     cost: dict[str, Cost] = {}
     for mode in modes or config.evaluation.modes:
         trials = tune(config, models, corpus, folder, mode)
-        articles = getattr(other or corpus, split)
         mixtures = mix(config, models, trials, corpus, folder, mode)
         warm = choose_temperatures(config, models, trials, corpus, folder, mode)
         unknown = corpus.vocabulary.unknown
@@ -231,22 +237,37 @@ def evaluate(
         )
         scored[mode] = found
         methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
-        measured = reading_costs(models, methods, articles, mode, config.evaluation.rows)
-        cost[mode] = {
-            name: {**of_method, "fallbacks": found.fallbacks[name]}
-            for name, of_method in measured.items()
-        }
-    scores = {mode: found.scores for mode, found in scored.items()}
-    tempered = {mode: of.tempered for mode, of in scored.items() if of.tempered is not None}
-    print_tables(scores, cost, tempered=tempered)
-    configuration: dict[str, Any] = dataclasses.asdict(config)
-    return write_report(
-        scores,
-        folder.folder / f"report-{title}",
-        configuration=configuration,
-        cost=cost,
-        command=command,
-        traces={mode: found.traces for mode, found in scored.items()},
-        tempered=tempered,
-        title=f"{folder.folder.resolve().name}: {title} articles",
-    )
+        cost[mode] = first_alone(partial(_cost, config, models, methods, articles, mode, found))
+
+    def report() -> Path:
+        scores = {mode: found.scores for mode, found in scored.items()}
+        tempered = {mode: of.tempered for mode, of in scored.items() if of.tempered is not None}
+        print_tables(scores, cost, tempered=tempered)
+        configuration: dict[str, Any] = dataclasses.asdict(config)
+        return write_report(
+            scores,
+            folder.folder / f"report-{title}",
+            configuration=configuration,
+            cost=cost,
+            command=command,
+            traces={mode: found.traces for mode, found in scored.items()},
+            tempered=tempered,
+            title=f"{folder.folder.resolve().name}: {title} articles",
+        )
+
+    return first_alone(report)
+
+
+def _cost(
+    config: ExperimentConfig,
+    models: TrainedModels,
+    methods: Sequence[Method],
+    articles: ArticleSet,
+    mode: str,
+    scored: Scored,
+) -> Cost:
+    measured = reading_costs(models, methods, articles, mode, config.evaluation.rows)
+    return {
+        name: {**of_method, "fallbacks": scored.fallbacks[name]}
+        for name, of_method in measured.items()
+    }

@@ -24,15 +24,17 @@ from metalm.language.methods import ALL_BUT_RECURRENT, STARTS
 from metalm.language.model import LanguageModel, start_of
 from metalm.language.reading import select_first
 from metalm.language.recurrence import LayerState, twice_differentiable
+from metalm.language.row_share import RowShare, in_turn, own_parts, own_share, whole
 from metalm.language.segment_loss import SegmentLoss, SegmentScore, lost_rows
 from metalm.meta.forward_mode import initial_traces, with_forward_mode
 from metalm.meta.meta_gradient import Mode
 from metalm.meta.parameters import Parameters, split
 from metalm.meta.rules.kinds import LearnedRule, RuleKind, known_settings, learned_rule
 from metalm.meta.rules.learned_rates import LearnedRates
-from metalm.meta.tree import detach, transform
-from metalm.meta.unroll import State, unroll
+from metalm.meta.tree import detach, transform, write
+from metalm.meta.unroll import State, Unrolled, unroll
 from metalm.meta.update_rule import AbstractUpdateRule
+from metalm.training import processes
 from metalm.training.precision import reduced_products
 from metalm.training.state import pack, unpack
 
@@ -185,6 +187,10 @@ class MetaTraining:
         seed: of the order of the articles.
         model_optimizer: for W_0 and the rest of the model; None leaves the model frozen.
         model_schedule: the optimiser's learning rate at step `index`.
+        accumulation: parts in which the rows are read, one after the other.
+
+    Raises:
+        ValueError: fewer rows than processes, or parts.
     """
 
     def __init__(
@@ -198,8 +204,10 @@ class MetaTraining:
         seed: int,
         model_optimizer: torch.optim.Optimizer | None = None,
         model_schedule: Callable[[int], float] | None = None,
+        accumulation: int = 1,
     ) -> None:
         self.model, self.rule, self.config = model, rule, config
+        self.share, self.parts = own_share(config.rows), own_parts(config.rows, accumulation)
         self.schedule = schedule
         self.model_optimizer, self.model_schedule = model_optimizer, model_schedule
         model.train(isinstance(config, JointTrainingConfig) and config.dropout)
@@ -209,10 +217,10 @@ class MetaTraining:
         self.loss = SegmentLoss(model, config.segment)
         self.passes = ArticlePasses(articles, config.rows, seed)
         self.fast: Parameters = {
-            name: weight.detach().expand(config.rows, *weight.shape).clone()
+            name: weight.detach().expand(self.share.size, *weight.shape).clone()
             for name, weight in self.slow.items()
         }
-        self.state = model.initial_state(config.rows)
+        self.state = model.initial_state(self.share.size)
         self.rule_state = rule.initial_state(self.fast)
         self.traces = None if config.mode == "reverse" else initial_traces(rule, self.fast)
 
@@ -227,42 +235,68 @@ class MetaTraining:
         device = self.model.embedding.weight.device
         batches = [self.passes.rows.take(config.segment, device) for _ in range(config.unroll)]
         tokens = sum(float(batch.mask.sum()) for batch in batches)
-        unrolled = unroll(
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.model_optimizer is not None:
+            self.model_optimizer.zero_grad(set_to_none=True)
+        losses, lost = [], []
+        for part in in_turn(self.parts):
+            columns = [part.columns(batch) for batch in batches]
+            unrolled = self._unroll(part, columns, config.segment / tokens)
+            if unrolled.meta_loss.requires_grad:  # not where nothing learned precedes a loss
+                unrolled.meta_loss.backward()
+            losses.append(unrolled.meta_loss.detach())
+            lost.append(self._lost(columns, unrolled.aux))
+            self._keep(part, unrolled)
+        gradients = [parameter.grad for parameter in self._learned()]
+        processes.add_up([gradient for gradient in gradients if gradient is not None])
+        values = self._optimise(index)
+        loss, fallbacks = processes.sums(
+            torch.stack(losses).sum().item(), self._fall_back(torch.cat(lost))
+        )
+        return {"loss": loss, "tokens": tokens} | values | {"fallbacks": float(fallbacks)}
+
+    def _unroll(self, part: RowShare, batches: Sequence[SegmentBatch], weight: float) -> Unrolled:
+        """Reads these rows; each of their losses counts so much."""
+        config, own = self.config, self.share
+        self.model.share = part.unless_whole()
+        return unroll(
             self._loss,
             self.rule,
             self.slow,
             self.rest,
             batches,
-            self.state,
-            fast=self.fast,
+            part.within(own, self.state),
+            fast=part.within(own, self.fast),
             truncate=True,
             order=config.order,
             mode=config.mode,
-            traces=self.traces,
+            traces=part.within(own, self.traces),
             overwrite=config.mode == "forward",
-            rule_state=self.rule_state,
-            weights=[config.segment / tokens] * len(batches),
+            rule_state=part.within(own, self.rule_state),
+            weights=[weight] * len(batches),
             segment=config.checkpoint_every or None,
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.model_optimizer is not None:
-            self.model_optimizer.zero_grad(set_to_none=True)
-        if unrolled.meta_loss.requires_grad:  # not where nothing that is learned precedes a loss
-            unrolled.meta_loss.backward()
-        self.fast = {name: weight.detach() for name, weight in unrolled.fast.items()}
-        self.state, self.rule_state = unrolled.state, detach(unrolled.rule_state)
-        self.traces = unrolled.traces
-        values = {"loss": unrolled.meta_loss.item(), "tokens": tokens}
-        values |= self._optimise(index)
-        values["fallbacks"] = float(self._fall_back(batches, unrolled.aux))
-        return values
+
+    def _keep(self, part: RowShare, unrolled: Unrolled) -> None:
+        """Takes over what these rows have learnt and where they stand."""
+        fast = {name: weight.detach() for name, weight in unrolled.fast.items()}
+        found = fast, unrolled.state, detach(unrolled.rule_state), unrolled.traces
+        if part == self.share:
+            self.fast, self.state, self.rule_state, self.traces = found
+        else:  # one part of several
+            own = self.fast, self.state, self.rule_state, self.traces
+            write(part.within(self.share, own), found)
+
+    def _learned(self) -> list[torch.nn.Parameter]:
+        model = [] if self.model_optimizer is None else list(self.model.parameters())
+        return [*self.rule.parameters(), *model]
 
     def _loss(self, parameters: Parameters, batch: SegmentBatch, state: State) -> Any:
         with reduced_products(self.model.embedding.weight.device, self.config.bfloat16):
             return self.loss(parameters, batch, state)
 
     def _begin_articles(self) -> None:
-        entered = self.passes.rows.enter()
+        entered = self.share.places(self.passes.rows.enter())
         if not entered:
             return
         with torch.no_grad():
@@ -302,19 +336,25 @@ class MetaTraining:
                 self.fast[name] += weight - before[name]
         return values | {"model_gradient_norm": float(norm)}
 
+    def _lost(self, batches: Sequence[SegmentBatch], scores: Sequence[SegmentScore]) -> Tensor:
+        """Which rows had a segment far worse than a uniform guess, bool [rows]."""
+        size = self.model.config.vocabulary_size
+        found = [
+            lost_rows(score, batch, size) for score, batch in zip(scores, batches, strict=True)
+        ]
+        return torch.stack(found).any(0)
+
     @torch.no_grad()
-    def _fall_back(self, batches: Sequence[SegmentBatch], scores: Sequence[SegmentScore]) -> int:
+    def _fall_back(self, lost: Tensor) -> int:
         """Puts rows that blew up back to W_0 and fresh states; says how many.
 
         As in reading, what counts are fast weights (or traces) that are not finite, and a segment
         far worse than a uniform guess: weights so large can still be finite, and as long as they
         stay nobody learns.
+
+        Args:
+            lost: the rows with such a segment.
         """
-        size = self.model.config.vocabulary_size
-        found = [
-            lost_rows(score, batch, size) for score, batch in zip(scores, batches, strict=True)
-        ]
-        lost = torch.stack(found).any(0)
         for tensor in [*self.fast.values(), *(self.traces or {}).values()]:
             lost |= ~tensor.flatten(1).sum(1).isfinite()
         rows = lost.nonzero().flatten().tolist()
@@ -328,10 +368,10 @@ class MetaTraining:
             "model": self.model.state_dict(),
             "rule": self.rule.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "fast": self.fast,
-            "state": self.state,
-            "rule_state": self.rule_state,
-            "traces": self.traces,
+            "fast": whole(self.fast, self.config.rows),
+            "state": whole(self.state, self.config.rows),
+            "rule_state": whole(self.rule_state, self.config.rows),
+            "traces": whole(self.traces, self.config.rows),
             "passes": self.passes.state_dict(),
         }
         if self.model_optimizer is not None:
@@ -347,10 +387,10 @@ class MetaTraining:
         self.optimizer.load_state_dict(tree["optimizer"])
         if self.model_optimizer is not None:
             self.model_optimizer.load_state_dict(tree["model_optimizer"])
-        self.fast = {name: tree["fast"][name].to(device) for name in self.slow}
-        self.state = tuple(
-            LayerState(*(part.to(device) for part in layer)) for layer in tree["state"]
+        fast = {name: tree["fast"][name] for name in self.slow}
+        of_rows = fast, tree["state"], tree["rule_state"], tree.get("traces")
+        self.fast, state, self.rule_state, self.traces = transform(
+            self.share.of(of_rows), lambda part: part.to(device)
         )
-        self.rule_state = transform(tree["rule_state"], lambda part: part.to(device))
-        self.traces = transform(tree.get("traces"), lambda part: part.to(device))
+        self.state = tuple(LayerState(*layer) for layer in state)
         self.passes.load_state_dict(tree["passes"])

@@ -20,6 +20,7 @@ from metalm.language.adaptive_softmax import AdaptiveEmbedding
 from metalm.language.layers import AbstractLayer, Cell, make_layer
 from metalm.language.prediction import AbstractPrediction
 from metalm.language.recurrence import LayerState
+from metalm.language.row_share import RowShare
 from metalm.language.tied_embedding import Tables, TiedEmbedding
 
 ModelState = tuple[LayerState, ...]
@@ -112,11 +113,16 @@ class LanguageModel(nn.Module):
 
     Every row of a batch is one stream of text. `forward` takes the state and gives the next one;
     nothing is kept.
+
+    Attributes:
+        share: the rows that are read here of a larger batch, for which dropout draws its masks;
+            None where the batch is all there is.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.share: RowShare | None = None
         sizes = [config.hidden_size] * (config.num_layers - 1) + [config.embedding_size]
         inputs = [config.embedding_size, *sizes[:-1]]
         self.embedding: TiedEmbedding | AdaptiveEmbedding
@@ -168,7 +174,7 @@ class LanguageModel(nn.Module):
             keep = 1 - config.embedding_dropout
             kept = vectors.new_empty(config.vocabulary_size).bernoulli_(keep) / keep
             vectors = vectors * kept[tokens].unsqueeze(-1)
-        values = locked_dropout(vectors, config.input_dropout, training)
+        values = locked_dropout(vectors, config.input_dropout, training, self.share)
         states = []
         last = len(self.layers) - 1
         for number, layer in enumerate(self._layers()):
@@ -176,9 +182,9 @@ class LanguageModel(nn.Module):
             values, after = layer(values, state[number], drop)
             states.append(after)
             if number < last:
-                values = locked_dropout(values, config.hidden_dropout, training)
+                values = locked_dropout(values, config.hidden_dropout, training, self.share)
         features = values
-        values = locked_dropout(values, config.output_dropout, training)
+        values = locked_dropout(values, config.output_dropout, training, self.share)
         return Activations(features, values, tables, tuple(states))
 
     def _layers(self) -> list[AbstractLayer]:
@@ -198,12 +204,18 @@ def start_of(state: ModelState) -> ModelState:
     )
 
 
-def locked_dropout(values: Tensor, probability: float, training: bool) -> Tensor:
+def locked_dropout(
+    values: Tensor, probability: float, training: bool, share: RowShare | None = None
+) -> Tensor:
     """Dropout with one mask a row for all time steps of [time, rows, size].
 
-    Variational dropout of Gal and Ghahramani (2016), section 4.
+    Variational dropout of Gal and Ghahramani (2016), section 4. Where the rows are a share of a
+    larger batch, masks are drawn for all of it, so that they do not depend on who reads which.
     """
     if not training or probability == 0.0:
         return values
-    mask = values.new_empty(1, *values.shape[1:]).bernoulli_(1 - probability)
+    rows = values.shape[1] if share is None else share.total
+    mask = values.new_empty(1, rows, *values.shape[2:]).bernoulli_(1 - probability)
+    if share is not None:
+        mask = mask[:, share.start : share.stop]
     return values * mask.div_(1 - probability)

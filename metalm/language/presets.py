@@ -26,7 +26,7 @@ class EvaluationConfig:
     ablations: tuple[Literal["reset", "carry"], ...] = ("reset",)
     """Modes in which metalm is also scored with W_0 frozen and at its longest segments."""
     rows: int = 1
-    """Articles read at once; results do not depend on it."""
+    """Articles read at once, in each process; results do not depend on it."""
     temperatures: tuple[float, ...] = ()
     """Temperatures of the softmax among which validation articles choose one for each method, under
     which it is scored once more; none for no such table."""
@@ -52,6 +52,9 @@ class ExperimentConfig:
     """Where tensors live, such as cpu or cuda."""
     threads: int = 0
     """Processor threads; 0 leaves torch's own choice."""
+    accumulation: int = 1
+    """Parts in which the rows of a training step are read, one after the other: less memory, and
+    the same numbers but for rounding."""
     data: DataConfig = field(default_factory=DataConfig)
     """Text and tokenizer."""
     model: ModelConfig = field(default_factory=ModelConfig)

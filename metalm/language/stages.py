@@ -14,6 +14,7 @@ fresh optimiser.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -36,7 +37,9 @@ from metalm.language.statistics import token_counts
 from metalm.language.trained import count_gradients, load_rule
 from metalm.meta.parameters import choose
 from metalm.meta.rules.kinds import LearnedRule
+from metalm.training import processes
 from metalm.training.loop import run
+from metalm.training.processes import is_first
 from metalm.training.record import Record
 from metalm.training.state import pack, unpack
 
@@ -134,12 +137,19 @@ class Stages:
             config.base,
             lambda index: self._schedule(0, index),
             config.seed,
+            accumulation=config.accumulation,
         )
         self._run("base", training, self._total_steps[0])
         self._save("base", model=model.state_dict(), optimizer=training.optimizer.state_dict())
 
     def _published_base(self, model: LanguageModel) -> None:
         config = self.config
+        processes.refuse_several("a published recipe")
+        if config.accumulation > 1:
+            raise ValueError(
+                "a published recipe reads all its rows at once; expected accumulation 1, found "
+                f"{config.accumulation}; leave it out"
+            )
         training = AwdTraining(
             model, self.base_articles, self.corpus.valid, config.awd, config.seed
         )
@@ -158,6 +168,7 @@ class Stages:
             lambda index: self._schedule(base_steps, index),
             config.seed + 1,
             before.get("optimizer"),
+            config.accumulation,
         )
         self._run("control", training, more)
         self._save("control", model=model.state_dict())
@@ -177,6 +188,7 @@ class Stages:
             config,
             lambda index: one_cycle(index / steps, 0.05, 0.05),
             self.config.seed,
+            accumulation=self.config.accumulation,
         )
         self._run("rule", training, steps)
         self._save("rule", rule=rule.state_dict())
@@ -209,6 +221,7 @@ class Stages:
             lambda index: (
                 config.model_learning_rate * self._schedule(base_steps, round(index * more / steps))
             ),
+            self.config.accumulation,
         )
         self._run("joint", training, steps)
         self._save("joint", model=model.state_dict(), rule=rule.state_dict())
@@ -229,7 +242,7 @@ class Stages:
 
     def _run(self, name: str, training: Any, steps: int) -> None:
         stage = self.folder.stage(name)
-        with Record(stage) as record:
+        with Record(stage) if is_first() else nullcontext() as record:
             run(
                 training,
                 num_steps=steps,

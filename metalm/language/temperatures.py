@@ -24,6 +24,7 @@ from metalm.language.reading import Readings
 from metalm.language.run_folder import RunFolder
 from metalm.language.tuning_text import TuningConfig, tuning_text
 from metalm.training.disk import write_at_once
+from metalm.training.processes import first_alone
 
 
 class Temperatures(NamedTuple):
@@ -103,7 +104,8 @@ def run_temperatures(
     for name, temperature in chosen.items():
         if report is not None:
             report(name, temperature)
-    write_at_once(path, json.dumps(wanted | {"chosen": chosen}, indent=1) + "\n")
+    content = json.dumps(wanted | {"chosen": chosen}, indent=1) + "\n"
+    first_alone(lambda: write_at_once(path, content))
     return Temperatures(tuple(grid), chosen)
 
 

@@ -15,6 +15,7 @@ from metalm.language.run_folder import RunFolder
 from metalm.language.statistics import gradient_rms
 from metalm.meta.parameters import Parameters, choose, split
 from metalm.meta.rules.kinds import LearnedRule
+from metalm.training.processes import as_first
 from metalm.training.record import Progress
 from metalm.training.state import unpack
 
@@ -122,7 +123,10 @@ def count_gradients(
     names: Sequence[str],
     segment: int,
 ) -> Parameters:
-    """`gradient_rms` over as many batches as the configuration says, with a progress bar."""
+    """`gradient_rms` over as many batches as the configuration says, with a progress bar.
+
+    Several processes count the same, and take what the first has found.
+    """
     bars: list[Progress] = []
 
     def progress(done: int, total: int) -> None:
@@ -132,10 +136,12 @@ def count_gradients(
 
     try:
         batches = config.statistics_batches
-        return gradient_rms(model, articles, names, segment, batches=batches, progress=progress)
+        rms = gradient_rms(model, articles, names, segment, batches=batches, progress=progress)
     finally:
         for bar in bars:
             bar.close()
+    as_first(list(rms.values()))
+    return rms
 
 
 def _check_shapes(folder: RunFolder, name: str, expected: Parameters, found: Parameters) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -38,6 +39,20 @@ def tensors(tree: Any) -> list[Tensor]:
 def detach(tree: Any) -> Any:
     """The same tree, its tensors without history."""
     return transform(tree, Tensor.detach)
+
+
+def join(trees: Sequence[Any]) -> Any:
+    """One tree of trees of the same form, each tensor laid behind its fellows [rows, ...]."""
+    if len(trees) == 1:
+        return trees[0]
+    columns = zip(*(tensors(tree) for tree in trees), strict=True)
+    return replace(trees[0], [torch.cat(column) for column in columns])
+
+
+def write(tree: Any, new: Any) -> None:
+    """Writes the numbers of a tree into the tensors of another of the same form."""
+    for tensor, numbers in zip(tensors(tree), tensors(new), strict=True):
+        tensor.copy_(numbers)
 
 
 def replace(tree: Any, new: list[Tensor]) -> Any:

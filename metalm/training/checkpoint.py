@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metalm.training.disk import writing
+from metalm.training.processes import first_alone
 
 _FORMAT = "metalm-checkpoint-1"
 _ADVICE = "delete it, and the same command makes it again or continues from an older one"
@@ -29,6 +30,8 @@ _NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write a checkpoint so that the path holds the old file or the new one, never a part.
 
+    Of several processes the first writes what it was given, and all go on once it is there.
+
     Args:
         path: the file; its folder is made if missing.
         tensors: name -> tensor, on any device; tensors that are one and the same are stored once.
@@ -38,7 +41,10 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
         ValueError: the meta is not JSON; or the disk is full, or the place cannot be written: then
             the old file is as it was.
     """
-    path = Path(path)
+    first_alone(lambda: _write(Path(path), tensors, meta))
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     text = _to_json(path, meta)
     unique, aliases = _untie(tensors)
     header = {"format": _FORMAT, "meta": text, "aliases": json.dumps(aliases, sort_keys=True)}

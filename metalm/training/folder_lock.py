@@ -9,12 +9,13 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from metalm.training.disk import write_at_once, writing
+from metalm.training.processes import first_alone
 
 LOCK = ".lock"
 HOLDER = ".lock-holder.json"
@@ -25,13 +26,19 @@ def only_program_in(folder: Path | str) -> Iterator[None]:
     """Holds a folder, made if missing, for as long as the block runs.
 
     The system itself lets go of the lock of a process that ends in any way, so what a killed one
-    leaves behind holds nobody up.
+    leaves behind holds nobody up. Of a program's several processes the first holds it for all.
 
     Raises:
         ValueError: another process holds the folder, and the message says which; or the folder
             cannot be written.
     """
-    folder = Path(folder)
+    with ExitStack() as held:
+        first_alone(lambda: held.enter_context(_only_process_in(Path(folder))))
+        yield
+
+
+@contextmanager
+def _only_process_in(folder: Path) -> Iterator[None]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)

@@ -4,6 +4,9 @@ At each turn, with `step` steps finished: evaluate if due, save if due, stop if 
 take the next step. What is saved is the trainable's own state, the states of the global random
 generators, and how far the record had come. The clock decides only when to save, never a result.
 Bit for bit holds for the same machine, library versions and number of threads.
+
+Several processes (`processes.py`) take every turn together; process 0 writes. What is saved does
+not say how many there were: any number goes on from it, but for rounding.
 """
 
 import json
@@ -15,6 +18,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from metalm.training import checkpoint
+from metalm.training.processes import first_alone, highest
 from metalm.training.record import Progress, Record, refuse_non_finite
 from metalm.training.state import (
     pack,
@@ -38,7 +42,10 @@ class Trainable(Protocol):
         ...
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The whole state as tensors and JSON; `metalm.training.state.pack` makes it of a tree."""
+        """The whole state as tensors and JSON; `metalm.training.state.pack` makes it of a tree.
+
+        Of several processes all are asked, and what process 0 gives is the whole.
+        """
         ...
 
     def load_state_dict(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -66,7 +73,8 @@ def run(
         trainable: what is trained; its state after the last step is the result.
         num_steps: steps in all, those of earlier runs included.
         folder: where the checkpoints lie (the two newest are kept).
-        record: measurements; kinds "train" and "evaluation".
+        record: measurements; kinds "train" and "evaluation". None: nothing is written, as in all
+            processes but the first.
         evaluate: takes the number of finished steps; draws random numbers as it likes, without
             effect on the training. A run killed after it may evaluate again.
         evaluate_every: steps between evaluations, from step 0 on, and after the last; 0: never.
@@ -95,11 +103,15 @@ def run(
             )
             steps_due = save_every_steps > 0 and turn.step % save_every_steps == 0
             time_due = time.monotonic() - last_save >= save_every_seconds
+            # All processes have to see it the same way, whenever the signal came to each.
+            came, due = map(int, highest(stop.signal, time_due))
             # Saved before an evaluation: it may take long, and can then be stopped anywhere.
-            if last or evaluation_due or steps_due or time_due or stop.signal:
+            if last or evaluation_due or steps_due or due or came:
                 turn.save(trainable)
                 last_save = time.monotonic()
-            if stop.signal:
+                (came,) = map(int, highest(stop.signal))
+            if came:
+                stop.signal = came
                 progress.close()
                 stop.leave(f"{title}: stopped after {turn.step} steps")
             if evaluate is not None and evaluation_due:
@@ -132,7 +144,7 @@ class _Turn:
 
     def resume(self, trainable: Trainable, num_steps: int) -> None:
         """Continue from the newest checkpoint, if there is one; cut the record to match."""
-        path = checkpoint.latest(self.folder)
+        path = first_alone(lambda: checkpoint.latest(self.folder))
         if path is None:
             if self.record is not None:
                 self.record.rewind(0, -1)
@@ -202,6 +214,10 @@ class _Turn:
         if not self.is_new:
             return
         tensors, meta = trainable.state_dict()
+        first_alone(lambda: self._write_checkpoint(tensors, meta))
+        self.is_new = False
+
+    def _write_checkpoint(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and bool(tensor.isnan().any()):
                 raise ValueError(
@@ -229,7 +245,6 @@ class _Turn:
                 "state": meta,
             },
         )
-        self.is_new = False
 
     def _advice(self) -> str:
         kept = checkpoint.latest(self.folder)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from metalm.training.disk import GrowingFile, writing
 from metalm.training.events import Events
+from metalm.training.processes import is_first
 
 
 class Record:
@@ -130,7 +131,10 @@ def _complete_lines(path: Path) -> list[bytes]:
 
 
 class Progress:
-    """A progress bar with loss and tokens per second on a terminal, else a line now and then."""
+    """A progress bar with loss and tokens per second on a terminal, else a line now and then.
+
+    Of several processes the first shows what it does itself; the others are silent.
+    """
 
     def __init__(
         self,
@@ -149,7 +153,8 @@ class Progress:
         self._tokens = 0.0
         self._start = self._last_line = time.monotonic()
         self._bar: Any = None
-        if self._stream.isatty():
+        self._silent = not is_first()
+        if self._stream.isatty() and not self._silent:
             self._bar = tqdm(
                 total=total, initial=initial, desc=title, file=self._stream, dynamic_ncols=True
             )
@@ -167,6 +172,8 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(num_steps)
+        elif self._silent:
+            return
         elif now - self._last_line >= self._between or self._done >= self._total:
             self._last_line = now
             words = ", ".join(f"{name} {value}" for name, value in shown.items())

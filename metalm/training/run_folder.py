@@ -21,7 +21,7 @@ from metalm.training.configuration import from_json
 from metalm.training.disk import write_at_once, writing
 
 # Where a program runs, not what it is asked for.
-_WHERE = {"device", "threads"}
+_WHERE = {"accumulation", "device", "threads"}
 
 
 class RunFolder:
@@ -45,7 +45,8 @@ class RunFolder:
     def write_configuration(self, config: Any) -> None:
         """Writes the configuration, or checks that it is the one already there.
 
-        Another device or number of threads may go on with a run (no longer bit for bit).
+        Another device, number of threads or of parts of a batch may go on with a run (no longer bit
+        for bit).
 
         Raises:
             ValueError: the folder belongs to a run with another configuration, or cannot be

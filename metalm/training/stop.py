@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from metalm.training.processes import is_first
+
 
 class Interrupted(SystemExit):
     """Ctrl-C or SIGTERM: the state is saved; uncaught, it ends the program with 128 + signal."""
@@ -48,7 +50,8 @@ class Stop:
     def leave(self, where: str) -> NoReturn:
         """Say where and raise."""
         name = signal.Signals(self.signal).name
-        print(f"{where} by {name}; all is saved, the same command continues", file=sys.stderr)
+        if is_first():
+            print(f"{where} by {name}; all is saved, the same command continues", file=sys.stderr)
         raise Interrupted(128 + self.signal)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
