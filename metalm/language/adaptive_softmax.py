@@ -10,8 +10,8 @@ the full size d; the tokens between two cutoffs (the last being the end of the v
 
 The output is the adaptive softmax of Grave et al. (2017, section 4), the input that of Baevski and
 Auli (2019, section 3), and both share vectors and projections, as the latter have it on
-WikiText-103. Unlike either, the head needs no projection (the last layer has its size), and there
-are biases, from which training starts at the frequencies of the tokens.
+WikiText-103. The head has no projection, since the last layer has its size, and there are biases,
+so that training starts at the frequencies of the tokens.
 
 **What is computed.** The head everywhere; a tail only where a target belongs to it, which is where
 the time is saved. In training the tokens of a tail are gathered from all rows. In reading each row

@@ -57,6 +57,14 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The final comparison."""
 
+    def __post_init__(self) -> None:
+        """Checks that clusters have a vocabulary that is sorted."""
+        if self.model.cutoffs and self.data.tokenizer != "word":
+            raise ValueError(
+                "model.cutoffs divide a vocabulary that is sorted by frequency; expected "
+                f"data.tokenizer word, found {self.data.tokenizer}; use whole words, or no cutoffs"
+            )
+
 
 def tiny() -> ExperimentConfig:
     """The embedded default: the documentation inside Python, five minutes on two cores."""
@@ -87,7 +95,43 @@ def small() -> ExperimentConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], ExperimentConfig]] = {"tiny": tiny, "small": small}
+def wikitext_103() -> ExperimentConfig:
+    """WikiText-103, word level, for a data-centre GPU. Not trained yet: nothing here is tuned.
+
+    The base has the sizes, dropout, rows and passes of the QRNN that salesforce/awd-lstm-lm trains
+    on it (README, "Word level WikiText-103 (WT103) with QRNN"; Merity, Keskar, Socher 2018, "An
+    Analysis of Neural Language Modeling at Multiple Scales"), under this project's schedule. The
+    clusters are those of Baevski and Auli (2019) for this vocabulary.
+    """
+    size, passes = 267_735, 14  # of the vocabulary, as counted when the text is prepared
+    return ExperimentConfig(
+        preset="wikitext-103",
+        data=DataConfig(source="wikitext-103", tokenizer="word", vocabulary_size=size),
+        model=ModelConfig(
+            vocabulary_size=size,
+            embedding_size=400,
+            hidden_size=2500,
+            num_layers=4,
+            cell="qrnn",
+            cutoffs=(20_000, 60_000),
+            output_dropout=0.1,
+        ),
+        base=BaseTrainingConfig(
+            tokens=passes * 103_227_021, rows=60, window=140, learning_rate=1e-3
+        ),
+        # An article's fast weights are 64 million numbers, so few rows; the rest is a guess.
+        rule=RuleTrainingConfig(tokens=1_000_000, rows=8, unroll=8),
+        joint=JointTrainingConfig(tokens=20_000_000, rows=8, unroll=4, model_learning_rate=1e-3),
+        tuning=TuningConfig(articles=5, tokens=6000, carry_tokens=2400, spreads=(2.0, 3.0)),
+        evaluation=EvaluationConfig(rows=8),
+    )
+
+
+PRESETS: dict[str, Callable[[], ExperimentConfig]] = {
+    "tiny": tiny,
+    "small": small,
+    "wikitext-103": wikitext_103,
+}
 
 
 def preset_named(name: str) -> ExperimentConfig:
