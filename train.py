@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train_few_shot(arguments: Sequence[str]) -> int:
     """The same for few-shot methods."""
+    keep_freed_memory()
     try:
         return command_line.run(arguments, prepare_pictures)
     except ValueError as error:
