@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train_few_shot(arguments: Sequence[str]) -> int:
     """The same for few-shot methods."""
+    keep_freed_memory()
     try:
         refuse_several("few-shot learning")
         return command_line.run(arguments, prepare_pictures)

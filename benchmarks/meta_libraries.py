@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metalm.meta.fused_layers import fused
 from metalm.meta.module_fork import ForkUnrolled, fork
 from metalm.meta.rules import GradientDescent
 from metalm.meta.segment_length import Segment
@@ -42,10 +43,13 @@ def meta_gradient(
     together: int | None = 1,
     segment: Segment | None = None,
     layout: Literal["channels first", "channels last"] = "channels first",
+    layers: Literal["fused", "as they are"] = "fused",
 ) -> Callable[[Tasks], float]:
     """A function that leaves the gradient of the mean query loss in ``.grad``."""
     rule = GradientDescent(cfg.inner_lr)
     weights = [0.0] * cfg.inner + [1.0]
+    if layers == "fused":
+        net = fused(net)
     if layout == "channels last":
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -76,9 +80,10 @@ def meta_gradient(
 
 WAYS: dict[str, dict[str, Any]] = {
     "metalm": {},
+    "metalm-unfused": {"layers": "as they are"},
     "metalm-auto": {"segment": "auto"},
     "metalm-together": {"together": None},
-    "metalm-channels-last": {"layout": "channels last"},
+    "metalm-channels-last": {"layout": "channels last", "layers": "as they are"},
 }
 
 

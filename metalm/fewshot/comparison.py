@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ def compare(results: Mapping[str, Result], folder: Path) -> Path:
                 "mean": result.score.mean,
                 "margin": result.score.margin,
                 "tasks": result.score.tasks,
+                "after": {
+                    number: {"mean": own.mean, "margin": own.margin}
+                    for number, own in result.after.items()
+                },
                 **{key: result.facts[key] for key in result.facts if key not in _OF_TASKS},
             }
             for name, result in results.items()
@@ -56,19 +60,33 @@ def compare(results: Mapping[str, Result], folder: Path) -> Path:
 
 
 def table(results: Mapping[str, Result]) -> str:
-    """A Markdown table of the methods, and a line that says what they were scored on."""
+    """A Markdown table of the methods, and a line that says what they were scored on.
+
+    "Updates" were made on the support set before the queries were answered; where a method was
+    scored after other numbers of them as well, each has a column.
+    """
     unit, scale = unit_of(tasks_of(results))
-    lines = [
-        described(tasks_of(results)),
-        "",
-        f"| method | {unit} (95 %) | batch normalisation | steps |",
-        "|---|---|---|---|",
-    ]
+    others = sorted({number for result in results.values() for number in result.after})
+    columns = [f"{unit} (95 %)", "updates", *(f"after {number}" for number in others)]
+    columns = ["method", *columns, "batch normalisation", "steps"]
+    lines = [described(tasks_of(results)), "", _row(columns), "|" + "---|" * len(columns)]
     for name, result in results.items():
-        score, facts = result.score, result.facts
-        number = f"{scale * score.mean:.2f} ± {scale * score.margin:.2f}"
-        lines.append(f"| {name} | {number} | {facts['batch_normalisation']} | {facts['steps']:,} |")
+        facts, updates = result.facts, result.facts.get("updates")
+        cells = [name, _number(result.score, scale), "-" if updates is None else f"{updates:,}"]
+        cells += [_number(result.after.get(number), scale) for number in others]
+        lines.append(_row([*cells, facts["batch_normalisation"], f"{facts['steps']:,}"]))
     return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(score: Estimate | None, scale: float) -> str:
+    if score is None:
+        return "-"
+    digits = 2 if scale > 1 else 3  # per cent, or an error
+    return f"{scale * score.mean:.{digits}f} ± {scale * score.margin:.{digits}f}"
 
 
 def tasks_of(results: Mapping[str, Result]) -> dict[str, Any]:

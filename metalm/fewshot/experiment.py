@@ -9,17 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from metalm.fewshot.adaptation import Adaptation
 from metalm.fewshot.images import LabelledImages
 from metalm.fewshot.method import FewShotMethod
 from metalm.fewshot.methods import BY_CLASS, made
 from metalm.fewshot.presets import FewShotConfig
-from metalm.fewshot.scoring import Estimate, estimate, task_scores
+from metalm.fewshot.scoring import Estimate, estimate, scores_after, task_scores
 from metalm.fewshot.sources import episode_source
 from metalm.fewshot.training import FewShotTraining
 from metalm.training.disk import write_at_once
@@ -38,11 +39,13 @@ class Result(NamedTuple):
     Attributes:
         score: accuracy, or mean squared error for regression, over test tasks.
         facts: what the score depends on, for tables: split, rotations, queries, episodes, whose
-            statistics batch normalisation used, seed.
+            statistics batch normalisation used, updates before the queries were answered, seed.
+        after: the same score after other numbers of updates, for methods that make them.
     """
 
     score: Estimate
     facts: dict[str, Any]
+    after: Mapping[int, Estimate] = {}
 
 
 def train(
@@ -119,11 +122,21 @@ def score(
             for _ in range(tasks):
                 progress.update()
 
-        scores = task_scores(
-            method, source, config.scoring.tasks, device=config.device, progress=tell
-        )
-    result = Result(estimate(scores), facts(config, method))
-    content = {"score": dataclasses.asdict(result.score), "facts": result.facts, "tasks": scores}
+        given: dict[str, Any] = {"device": config.device, "progress": tell}
+        if isinstance(method, Adaptation):
+            updates = [method.test_steps, *config.scoring.updates]
+            found = scores_after(method, updates, source, config.scoring.tasks, **given)
+            scores = found[method.test_steps]
+        else:
+            scores, found = task_scores(method, source, config.scoring.tasks, **given), {}
+    after = {number: estimate(found[number]) for number in sorted(config.scoring.updates) if found}
+    result = Result(estimate(scores), facts(config, method), after)
+    content = {
+        "score": dataclasses.asdict(result.score),
+        "facts": result.facts,
+        "after": {number: dataclasses.asdict(own) for number, own in after.items()},
+        "tasks": scores,
+    }
     write_at_once(folder.folder / "results.json", json.dumps(content, indent=1) + "\n")
     return result
 
@@ -142,6 +155,7 @@ def facts(config: FewShotConfig, method: FewShotMethod) -> dict[str, Any]:
         "turned_tests": task.turned_tests,
         "within_groups": task.within_groups,
         "batch_normalisation": method.statistics,
+        "updates": method.test_steps if isinstance(method, Adaptation) else None,
         "seed": config.seed,
         "steps": config.training.steps,
     }

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from metalm.meta.fused_layers import fused
+
 Statistics = Literal["transductive", "running"]
 Pooling = Literal["max", "stride"]
 Start = Literal["usual", "truncated"]
@@ -85,7 +87,7 @@ class Conv4(nn.Module):
             layers.append(nn.ReLU())
             if pooling == "max":
                 layers.append(nn.MaxPool2d(2))
-        self.layers = nn.Sequential(*layers)
+        self.layers = fused(nn.Sequential(*layers))
         self.pooling = pooling
         self.statistics = statistics
         side = size // 16 if pooling == "max" else 1

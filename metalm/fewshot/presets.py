@@ -74,6 +74,8 @@ class ScoringConfig:
 
     tasks: int = 1000
     """Test tasks, drawn with a seed of their own."""
+    updates: tuple[int, ...] = ()
+    """For methods of inner updates: further numbers of updates to score after."""
 
 
 @dataclass(frozen=True, kw_only=True)

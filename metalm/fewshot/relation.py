@@ -9,6 +9,7 @@ from torch.nn import functional
 from metalm.fewshot.by_class import class_sums
 from metalm.fewshot.metric_method import MetricMethod
 from metalm.fewshot.networks import Statistics, normalisation
+from metalm.meta.fused_layers import fused
 
 
 def _block(before: int, after: int, statistics: Statistics, *, padding: int) -> list[nn.Module]:
@@ -89,10 +90,9 @@ class Relation(MetricMethod):
                 "the pictures are too small for a relation network; expected at least 22 pixels, "
                 f"found {size}; prepare larger ones"
             )
-        super().__init__(
-            RelationEncoder(channels=channels, width=width, statistics=statistics), statistics
-        )
-        self.head = RelationHead(width=width, side=side, statistics=statistics)
+        encoder = RelationEncoder(channels=channels, width=width, statistics=statistics)
+        super().__init__(fused(encoder), statistics)
+        self.head = fused(RelationHead(width=width, side=side, statistics=statistics))
         for part in self.modules():
             if isinstance(part, nn.Conv2d):  # as in the authors' code
                 deviation = (2 / (part.kernel_size[0] ** 2 * part.out_channels)) ** 0.5

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from metalm.fewshot.episodes import EpisodeSource
+from metalm.fewshot.adaptation import Adaptation
+from metalm.fewshot.episodes import Episode, EpisodeSource
 from metalm.fewshot.method import FewShotMethod
 
 _QUANTILE = NormalDist().inv_cdf(0.975)
@@ -70,15 +71,60 @@ def task_scores(
         progress: told the number of tasks after each batch.
     """
     scores: list[float] = []
-    while len(scores) < tasks:
-        episode = source.sample(min(at_once, tasks - len(scores))).to(device)
+    for episode in _episodes(source, tasks, at_once, device, progress):
         answers = method.predict(
             episode.support_inputs, episode.support_targets, episode.query_inputs
         )
         scores += score_of_answers(answers, episode.query_targets).tolist()
-        if progress is not None:
-            progress(len(answers))
     return scores
+
+
+def scores_after(
+    method: Adaptation,
+    updates: Sequence[int],
+    source: EpisodeSource,
+    tasks: int,
+    *,
+    at_once: int = 16,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> dict[int, list[float]]:
+    """The scores of `task_scores` after each of these numbers of updates, on the same tasks.
+
+    Args:
+        method: learns each task once, and answers on the way.
+        updates: how many were made when queries are answered; ``method.test_steps`` gives the
+            numbers of `task_scores`.
+        source: see `task_scores`, as the rest.
+        tasks: how many.
+        at_once: tasks answered together.
+        device: where the tasks go.
+        progress: told the number of tasks after each batch.
+    """
+    wanted = sorted(set(updates))
+    scores: dict[int, list[float]] = {number: [] for number in wanted}
+    for episode in _episodes(source, tasks, at_once, device, progress):
+        answers = method.answers_after(
+            wanted, episode.support_inputs, episode.support_targets, episode.query_inputs
+        )
+        for number, own in zip(wanted, answers, strict=True):
+            scores[number] += score_of_answers(own, episode.query_targets).tolist()
+    return scores
+
+
+def _episodes(
+    source: EpisodeSource,
+    tasks: int,
+    at_once: int,
+    device: torch.device | str,
+    progress: Callable[[int], None] | None,
+) -> Iterator[Episode]:
+    """So many tasks, told of once whoever took them comes back for more."""
+    for first in range(0, tasks, at_once):
+        count = min(at_once, tasks - first)
+        yield source.sample(count).to(device)
+        if progress is not None:
+            progress(count)
 
 
 def score_of_answers(answers: Tensor, targets: Tensor) -> Tensor:

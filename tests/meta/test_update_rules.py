@@ -14,13 +14,16 @@ import torch
 
 from metalm.meta import cpu_kernels, tree
 from metalm.meta.rules import (
+    Adam,
     CoordinateLSTM,
+    CoordinateRates,
     Gated,
     GradientDescent,
     LearnedRates,
     Momentum,
     RmsDecay,
 )
+from metalm.meta.rules.meta_lstm import MetaLSTM
 from metalm.training.state import pack, unpack
 
 ROWS = 3
@@ -233,6 +236,47 @@ def momentum_move(place):
     return place.weight - rate * place.gradient + decay * (place.home - place.weight)
 
 
+def build_shaken(rule, size):
+    """A rule whose numbers are away from where they start."""
+    generator = torch.Generator().manual_seed(13)
+    with torch.no_grad():
+        for parameter in rule.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(size * noise)
+    return rule
+
+
+def adam_move(place):
+    """A first step: both means hold nothing but this gradient, and are scaled back to it."""
+    return place.weight - 0.3 * place.gradient / (abs(place.gradient) + 0.02)
+
+
+def meta_lstm_move(place):
+    """A first step: hidden units, cells and gates before it are zero."""
+    rule, units = place.rule, place.rule.hidden
+    inputs = [*log_and_sign(place.losses[place.row].item()), *log_and_sign(place.gradient)]
+    gates = [
+        sum(rule.into[gate, i].item() * x for i, x in enumerate(inputs)) + rule.bias[gate].item()
+        for gate in range(4 * units)
+    ]
+    cells = [sigmoid(gates[i]) * math.tanh(gates[2 * units + i]) for i in range(units)]
+    hidden = [sigmoid(gates[3 * units + i]) * math.tanh(cells[i]) for i in range(units)]
+
+    def gate(weight, bias):
+        seen = [*hidden, place.weight]
+        return sigmoid(sum(weight[i].item() * x for i, x in enumerate(seen)) + bias.item())
+
+    forget = gate(rule.forget_weight, rule.forget_bias)
+    return forget * place.weight - gate(rule.enter_weight, rule.enter_bias) * place.gradient
+
+
+def log_and_sign(x):
+    """Size and sign as Ravi and Larochelle show them to the LSTM (appendix A, p = 10)."""
+    if abs(x) >= math.exp(-10):
+        return math.log(abs(x)) / 10, math.copysign(1.0, x)
+    return -1.0, math.exp(10) * x
+
+
 RULES = {
     "descent": (
         lambda rms: GradientDescent(0.3),
@@ -283,6 +327,12 @@ RULES = {
     "LSTM of coordinates": lstm(hidden=3),
     "LSTM of rows": lstm(hidden=4, coordinates=13),
     "momentum": (lambda rms: build_on_rates(Momentum, rms), momentum_move),
+    "rates of coordinates": (
+        lambda rms: build_shaken(CoordinateRates(rms, 0.2), 0.3),
+        stepped(lambda rule, rms, name, index: (rule.coefficients().rates[name][index].item(), 0)),
+    ),
+    "Adam": (lambda rms: Adam(0.3, (0.7, 0.9), 0.02), adam_move),
+    "LSTM meta-learner": (lambda rms: build_shaken(MetaLSTM(rms, hidden=3), 0.5), meta_lstm_move),
 }
 
 
@@ -454,7 +504,9 @@ def test_derivatives_by_finite_differences(rule, tensors, losses, stacked, way):
         return sum((one * two).sum() for one, two in zip(tensors, weights, strict=True))
 
     reached = torch.autograd.grad(weighted(found), inputs, materialize_grads=True)
-    step, along = 1e-6, directions(inputs)
+    # Shares of the numbers: means of squares, of which Adam takes the root, stay positive.
+    shares = [torch.where(leaf == 0, 1, leaf.detach().abs().clamp(max=1)) for leaf in inputs]
+    step, along = 1e-6, [d * share for d, share in zip(directions(inputs), shares, strict=True)]
     sizes = [len(tree.tensors(kind)) for kind in own]
     for last, size in zip(itertools.accumulate(sizes), sizes, strict=True):
         values = []

@@ -60,11 +60,12 @@ class Adam(AbstractUpdateRule):
         fast: Parameters,
         gradients: Parameters,
         slow: Parameters,
-        state: AdamState,
+        state: AdamState | None,
         coefficients: None = None,
     ) -> tuple[Parameters, AdamState]:
         """One step; see `AbstractUpdateRule.forward`."""
         del slow, coefficients
+        state = self.initial_state(fast) if state is None else AdamState(*state)
         steps = state.steps + 1
         beta_1, beta_2 = self.betas
         rate = self.rate / (1 - beta_1**steps)

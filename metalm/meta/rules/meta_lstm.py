@@ -23,9 +23,10 @@ _WEIGHT, _FORGET, _ENTER = (-0.01, 0.01), (4.0, 5.0), (-5.0, -4.0)
 
 
 class MetaLSTMState(NamedTuple):
-    """Memory of all coordinates, ``[tasks, coordinates, ...]``, or without tasks."""
+    """Memory of all coordinates, ``[tasks, coordinates]``, or without tasks."""
 
     hidden: Tensor
+    """``[tasks, coordinates, units]``, as the next."""
     cell: Tensor
     forget: Tensor
     """f_{t-1}."""
@@ -64,6 +65,7 @@ class MetaLSTM(AbstractUpdateRule):
             return nn.Parameter(numbers.to(like))
 
         self.hidden = hidden
+        self.dims = {name: tensor.dim() for name, tensor in slow.items()}
         self.into = drawn(_WEIGHT, 4 * hidden, 4)
         self.again = drawn(_WEIGHT, 4 * hidden, hidden)
         self.bias = drawn(_WEIGHT, 4 * hidden)
@@ -71,9 +73,11 @@ class MetaLSTM(AbstractUpdateRule):
         self.enter_weight, self.enter_bias = drawn(_WEIGHT, hidden + 2), drawn(_ENTER, 1)
 
     def initial_state(self, fast: Parameters) -> MetaLSTMState:
-        """Zeros; how many tasks there are is known with the first loss."""
-        weight = next(iter(fast.values()))
-        return MetaLSTMState(*(weight.new_zeros(()) for _ in range(5)))
+        """Zeros."""
+        flat = self._flat(fast).detach()
+        units = flat.new_zeros(*flat.shape, self.hidden)
+        gates = torch.zeros_like(flat)
+        return MetaLSTMState(units, units, gates, gates, flat.new_zeros(flat.shape[:-1]))
 
     def observe(self, state: MetaLSTMState, losses: Tensor) -> MetaLSTMState:
         """Keep the loss, which the LSTM sees."""
@@ -84,19 +88,17 @@ class MetaLSTM(AbstractUpdateRule):
         fast: Parameters,
         gradients: Parameters,
         slow: Parameters,
-        state: MetaLSTMState,
+        state: MetaLSTMState | None,
         coefficients: None = None,
     ) -> tuple[Parameters, MetaLSTMState]:
         """One step; see `AbstractUpdateRule.forward`."""
-        del coefficients
-        state = MetaLSTMState(*state)
-        weights = _flat(fast, slow)
-        gradient = _flat(gradients, slow)
+        del slow, coefficients
+        state = self.initial_state(fast) if state is None else MetaLSTMState(*state)
+        weights = self._flat(fast)
+        gradient = self._flat(gradients)
         loss = state.loss[..., None].expand(weights.shape)
         inputs = torch.stack([*_seen(loss), *_seen(gradient)], -1)
-        gates = inputs @ self.into.mT + self.bias
-        if state.hidden.dim():
-            gates = gates + state.hidden @ self.again.mT
+        gates = inputs @ self.into.mT + self.bias + state.hidden @ self.again.mT
         enter, keep, new, show = gates.chunk(4, -1)
         cell = enter.sigmoid() * new.tanh() + keep.sigmoid() * state.cell
         hidden = show.sigmoid() * cell.tanh()
@@ -104,6 +106,14 @@ class MetaLSTM(AbstractUpdateRule):
         taken = _gate(self.enter_weight, self.enter_bias, hidden, weights, state.enter)
         moved = forget * weights - taken * gradient
         return _parted(moved, fast), MetaLSTMState(hidden, cell, forget, taken, state.loss)
+
+    def _flat(self, tensors: Parameters) -> Tensor:
+        """All coordinates behind each other, ``[coordinates]`` or ``[tasks, coordinates]``."""
+        parts = []
+        for name, tensor in tensors.items():
+            lead = () if tensor.dim() == self.dims[name] else (len(tensor),)
+            parts.append(tensor.reshape(*lead, -1))
+        return torch.cat(parts, -1)
 
 
 def _gate(weight: Tensor, bias: Tensor, hidden: Tensor, fast: Tensor, before: Tensor) -> Tensor:
@@ -118,15 +128,6 @@ def _seen(x: Tensor) -> tuple[Tensor, Tensor]:
     large = x.abs() >= math.exp(-_RANGE)
     size = torch.where(large, x, 1.0).abs().log() / _RANGE
     return torch.where(large, size, -1.0), torch.where(large, x.sign(), math.exp(_RANGE) * x)
-
-
-def _flat(tensors: Parameters, slow: Parameters) -> Tensor:
-    """All coordinates behind each other, ``[coordinates]`` or ``[tasks, coordinates]``."""
-    parts = [
-        tensor.flatten() if tensor.dim() == slow[name].dim() else tensor.flatten(1)
-        for name, tensor in tensors.items()
-    ]
-    return torch.cat(parts, -1)
 
 
 def _parted(flat: Tensor, like: Parameters) -> Parameters:
