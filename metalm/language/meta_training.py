@@ -30,7 +30,7 @@ from metalm.meta.meta_gradient import Mode
 from metalm.meta.parameters import Parameters, split
 from metalm.meta.rules.kinds import LearnedRule, RuleKind, known_settings, learned_rule
 from metalm.meta.rules.learned_rates import LearnedRates
-from metalm.meta.tree import detach, transform
+from metalm.meta.tree import transform
 from metalm.meta.unroll import State, unroll
 from metalm.meta.update_rule import AbstractUpdateRule
 from metalm.training.precision import reduced_products
@@ -51,8 +51,9 @@ class MetaTrainingConfig:
     """Of Adam, for the rule's parameters (most of them logarithms)."""
     segment: int = 20
     """Tokens between two updates of the fast weights."""
-    checkpoint_every: int = 0
-    """Keep the fast weights at every so many updates and recompute the rest; 0 keeps all."""
+    checkpoint_every: int | Literal["auto"] = 0
+    """Keep the fast weights at every so many updates and recompute the rest; 0 keeps all, "auto"
+    keeps what needs least memory."""
     clip: float = 1.0
     """Highest norm of the rule's meta-gradient."""
     order: Literal[1, 2] = 1
@@ -243,15 +244,14 @@ class MetaTraining:
             rule_state=self.rule_state,
             weights=[config.segment / tokens] * len(batches),
             segment=config.checkpoint_every or None,
-        )
+        ).cut()
         self.optimizer.zero_grad(set_to_none=True)
         if self.model_optimizer is not None:
             self.model_optimizer.zero_grad(set_to_none=True)
         if unrolled.meta_loss.requires_grad:  # not where nothing that is learned precedes a loss
             unrolled.meta_loss.backward()
-        self.fast = {name: weight.detach() for name, weight in unrolled.fast.items()}
-        self.state, self.rule_state = unrolled.state, detach(unrolled.rule_state)
-        self.traces = unrolled.traces
+        self.fast, self.rule_state = unrolled.fast, unrolled.rule_state
+        self.state, self.traces = unrolled.state, unrolled.traces
         values = {"loss": unrolled.meta_loss.item(), "tokens": tokens}
         values |= self._optimise(index)
         values["fallbacks"] = float(self._fall_back(batches, unrolled.aux))
