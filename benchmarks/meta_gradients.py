@@ -8,13 +8,12 @@ the peak is reset, K updates and their backward pass are run; printed are the pe
 memory above the start and the processor's seconds (one thread), each also as a share of the first
 line's. `truncated` and `forward` read the K updates in unrolls of `--piece`, each with a backward
 pass of its own: the first forgets what was before, the second carries it in traces. Checkpoints are
-kept every `--every` updates, sqrt(K) by default.
+kept as `segment="auto"` chooses, or every `--every` updates.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from metalm.language.segment_loss import SegmentLoss
 from metalm.meta.forward_mode import initial_traces
 from metalm.meta.parameters import choose, split
 from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.meta.segment_length import Segment
 from metalm.meta.unroll import unroll
 from metalm.training.memory import peak_memory, reset_peak_memory
 
@@ -117,7 +117,7 @@ def prepare(model: LanguageModel, way: str, options: argparse.Namespace) -> Call
     def run(updates: int) -> None:
         in_pieces, forward = way in ("truncated", "forward"), way == "forward"
         piece = options.piece if in_pieces else updates
-        every = options.every or math.isqrt(updates)
+        segment: Segment = options.every or "auto"
         state = model.initial_state(options.rows)
         fast = {
             name: weight.detach().expand(options.rows, *weight.shape).clone()
@@ -138,11 +138,10 @@ def prepare(model: LanguageModel, way: str, options: argparse.Namespace) -> Call
                 mode="forward" if forward else "reverse",
                 traces=traces,
                 overwrite=forward,
-                segment=every if way.endswith("checkpoints") else None,
-            )
+                segment=segment if way.endswith("checkpoints") else None,
+            ).cut()
             unrolled.meta_loss.backward()
-            fast = {name: weight.detach() for name, weight in unrolled.fast.items()}
-            state, traces = unrolled.state, unrolled.traces
+            fast, state, traces = unrolled.fast, unrolled.state, unrolled.traces
 
     return run
 

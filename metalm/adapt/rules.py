@@ -12,7 +12,6 @@ from torch import Tensor
 from metalm.adapt.module_loss import Segment, token_nats
 from metalm.adapt.reader import AdaptiveReader, evaluating
 from metalm.adapt.text_rows import Memory, TextRow, token_ids
-from metalm.meta.fork import forgotten
 from metalm.meta.gradient_statistics import GradientStatistics
 from metalm.meta.parameters import Parameters
 from metalm.meta.rules.learned_rates import Granularity, LearnedRates
@@ -181,13 +180,13 @@ def _learn(
         rule_state=row.memory.rule_state,
         truncate=True,
         weights=[reader.segment / tokens] * len(batches),
-    )
+    ).cut()
     optimizer.zero_grad(set_to_none=True)
     after.meta_loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(rule.parameters(), clip)
     if bool(norm.isfinite()):
         optimizer.step()
-    row.memory = Memory(forgotten(after.fast), detach(after.rule_state), after.state)
+    row.memory = Memory(after.fast, after.rule_state, after.state)
     if not all(bool(weight.sum().isfinite()) for weight in row.memory.fast.values()):
         row.fall_back(reader.start())
     return after.meta_loss.item()

@@ -31,7 +31,7 @@ from metalm.meta.meta_gradient import Mode
 from metalm.meta.parameters import Parameters, split
 from metalm.meta.rules.kinds import LearnedRule, RuleKind, known_settings, learned_rule
 from metalm.meta.rules.learned_rates import LearnedRates
-from metalm.meta.tree import detach, transform, write
+from metalm.meta.tree import transform, write
 from metalm.meta.unroll import State, Unrolled, unroll
 from metalm.meta.update_rule import AbstractUpdateRule
 from metalm.training import processes
@@ -53,8 +53,9 @@ class MetaTrainingConfig:
     """Of Adam, for the rule's parameters (most of them logarithms)."""
     segment: int = 20
     """Tokens between two updates of the fast weights."""
-    checkpoint_every: int = 0
-    """Keep the fast weights at every so many updates and recompute the rest; 0 keeps all."""
+    checkpoint_every: int | Literal["auto"] = 0
+    """Keep the fast weights at every so many updates and recompute the rest; 0 keeps all, "auto"
+    keeps what needs least memory."""
     clip: float = 1.0
     """Highest norm of the rule's meta-gradient."""
     order: Literal[1, 2] = 1
@@ -275,12 +276,11 @@ class MetaTraining:
             rule_state=part.within(own, self.rule_state),
             weights=[weight] * len(batches),
             segment=config.checkpoint_every or None,
-        )
+        ).cut()
 
     def _keep(self, part: RowShare, unrolled: Unrolled) -> None:
         """Takes over what these rows have learnt and where they stand."""
-        fast = {name: weight.detach() for name, weight in unrolled.fast.items()}
-        found = fast, unrolled.state, detach(unrolled.rule_state), unrolled.traces
+        found = unrolled.fast, unrolled.state, unrolled.rule_state, unrolled.traces
         if part == self.share:
             self.fast, self.state, self.rule_state, self.traces = found
         else:  # one part of several

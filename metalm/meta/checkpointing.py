@@ -1,15 +1,16 @@
-"""Checkpointed segments: keep every k-th W and state, recompute the steps between in the backward.
+"""Checkpoints: keep W and the states here and there, and take the steps between once more.
 
-Of T steps, T/k checkpoints and what one segment of k keeps are held; `segment_length.py` has the k
-that makes this least. The last segment is not recomputed: the backward pass begins with it, so its
-graph may as well stay. The recomputation repeats the same numbers, random ones included.
+Forward, steps are passed over without a graph, which leaves parts that wait with a checkpoint each,
+until the graph of the steps that are left is taken. The backward pass goes through that graph,
+frees it, and does the same with the part that waits last. `checkpoint_schedule.py` says how much is
+passed over. Steps that are taken again repeat the same numbers, random ones included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,118 +18,250 @@ from torch.autograd.function import once_differentiable
 
 from metalm.meta import tree
 from metalm.meta.inner_problem import InnerProblem, Unrolled
-from metalm.meta.segment_length import Scales, Segment, check_segment
+from metalm.meta.segment_length import Segment, check_segment, schedule_of
 
 Method = Callable[[InnerProblem], Unrolled]
+Gradients = list[Tensor | None]
 
 
 def run_segments(problem: InnerProblem, method: Method, segment: Segment) -> Unrolled:
-    """Run the steps in segments, each but the last recomputed when its gradient is asked for.
+    """Run the steps with checkpoints; all but the last ones are taken again for the gradient.
 
-    A last batch that is only scored is a segment of its own: its graph goes before another comes.
+    The graph of a last batch that is only scored is gone before another one comes.
 
     Raises:
         ValueError: A segment that there cannot be, or a budget that is too small.
     """
     check_segment(segment)
-    scales = None if isinstance(segment, int) else Scales()
-    length = segment if isinstance(segment, int) else 1
-    steps = len(problem.batches)
-    updates = steps if problem.update_last else steps - 1
-    parts: list[Unrolled] = []
-    start = 0
-    while start < steps:
-        if scales is not None and start == 1 and updates > 1:
-            length = scales.length(segment, updates - 1)
-        stop = steps if start >= updates else min(start + length, updates)
-        if stop == updates and (start == 0 or (scales is not None and start == 1)):
-            stop = steps  # one segment holds everything
-        part = problem.part(start, stop)
-        if stop == steps:
-            taken = method(part)
+    if not torch.is_grad_enabled():
+        return method(problem)
+    run = _Run(problem, method, segment)
+    outputs = _Checkpointed.apply(run, *_shared(problem), *run.phi, *_moving(problem))
+    meta_loss, *moving = outputs
+    notes, run.notes = run.notes, []
+    return _moved(
+        notes[-1]._replace(
+            meta_loss=meta_loss,
+            losses=torch.cat([note.losses for note in notes]),
+            aux=[aux for note in notes for aux in note.aux],
+        ),
+        moving,
+    )
+
+
+class _Checkpointed(torch.autograd.Function):
+    """(what all steps share, phi, first W and states) -> (meta-loss, last W and states)."""
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        # Autograd keeps, and frees, what the unroll begins with; the run has what lies between.
+        ctx.save_for_backward(*tensors)
+        ctx.run = run
+        return tuple(run.forth(tensors))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *ctx.run.back(ctx.saved_tensors, list(incoming))
+
+
+class _Part(NamedTuple):
+    """Steps whose gradient has not been taken yet."""
+
+    problem: InnerProblem
+    """Without history; its W and states are the checkpoint."""
+    flags: list[bool]
+    """Which of these a gradient is asked for."""
+    random: list[Tensor]
+    """Where the random numbers of these steps begin."""
+
+
+class _Graph(NamedTuple):
+    """Steps that were taken with their graph."""
+
+    leaves: list[Tensor]
+    """What they were taken from, in the order of `_Checkpointed`."""
+    outputs: list[Tensor]
+    """The meta-loss, last W and states."""
+
+    def total(self, to_loss: Tensor | None, known: Gradients) -> Tensor | None:
+        """A number with these gradients, see `_Run._through`; the outputs and `known` go."""
+        meta_loss, *last = self.outputs
+        tensors = [meta_loss, *self.leaves[: len(known) - len(last)], *last]
+        pairs = [
+            (gradient, tensor)
+            for gradient, tensor in zip([to_loss, *known], tensors, strict=True)
+            if gradient is not None and tensor.requires_grad
+        ]
+        self.outputs.clear()
+        known.clear()
+        with torch.enable_grad():
+            given = [gradient for gradient, _ in pairs]
+            return _Given.apply(given, *(tensor for _, tensor in pairs)) if pairs else None
+
+
+class _Run:
+    """An unroll on its way, forth and back."""
+
+    def __init__(self, problem: InnerProblem, method: Method, segment: Segment) -> None:
+        shared, moving = _shared(problem), _moving(problem)
+        self.method = method
+        self.phi = list(problem.rule.parameters())
+        self.flags, flags = ([t.requires_grad for t in tensors] for tensors in (shared, moving))
+        self.learns = any((*self.flags, *flags, *(tensor.requires_grad for tensor in self.phi)))
+        self.generators = _Generators([*shared, *moving])
+        with self.generators.forked():
+            self.schedule = schedule_of(segment, _moved(problem, _copies(moving, flags)), method)
+        empty = [[tensor.new_empty(0) for tensor in tensors] for tensors in (shared, moving)]
+        problem = _sharing(_moved(problem, empty[1]), empty[0])
+        self.whole = _Part(problem, flags, self.generators.states())
+        self.waiting: list[_Part] = []
+        self.graph: _Graph | None = None
+        self.notes: list[Unrolled] = []
+
+    def forth(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Take every step, the last ones with their graph.
+
+        Args:
+            tensors: those of `_Checkpointed`.
+
+        Returns:
+            The meta-loss, last W and states, without history.
+        """
+        shared, moving = tensors[: len(self.flags)], tensors[len(self.flags) + len(self.phi) :]
+        problem = _sharing(
+            _moved(self.whole.problem, [tensor.detach() for tensor in moving]),
+            [tensor.detach() for tensor in shared],
+        )
+        part = self.whole._replace(problem=problem)
+        length = self.schedule.passed(problem.updates, 0, problem.update_last)
+        if not length:
+            self.graph = self._take(part)
+        elif problem.update_last:
+            self.graph = self._descend(part, first=True)
         else:
-            taken = _run(part, method, scales if start == 0 else None)
-        parts.append(taken)
-        problem = replace(
-            problem,
+            self.graph = self._take(self._pass_over(part, problem.updates))
+        meta_loss = torch.stack([note.meta_loss for note in self.notes]).sum()
+        return [meta_loss, *_moving(self.notes[-1])]
+
+    def back(self, tensors: Sequence[Tensor], incoming: Gradients) -> Gradients:
+        """Go back through every step.
+
+        Args:
+            tensors: what `forth` began with.
+            incoming: gradients of what it gave.
+
+        Returns:
+            Gradients of the tensors.
+        """
+        to_loss, *moving = incoming
+        found: Gradients = [*[None] * (len(tensors) - len(moving)), *moving]
+        incoming.clear()
+        moving.clear()
+        with self.generators.forked():
+            if self.graph is None:  # this is not the first backward pass
+                self.generators.set(self.whole.random)
+                self.forth(tensors)
+            while True:
+                self.notes = []
+                found = self._through(to_loss, found)
+                if not self.waiting:
+                    return found
+                self.graph = self._descend(self.waiting.pop())
+
+    def _descend(self, part: _Part, first: bool = False) -> _Graph:
+        """Pass over what the schedule says, and take the graph of the rest."""
+        while length := self.schedule.passed(len(part.problem.batches), len(self.waiting), first):
+            part = self._pass_over(part, length)
+        return self._take(part)
+
+    def _pass_over(self, part: _Part, length: int) -> _Part:
+        """Leave so many steps waiting; what comes after them."""
+        passed = part.problem.part(0, length)
+        self.waiting.append(part._replace(problem=passed))
+        self.generators.set(part.random)
+        taken = self.method(passed)
+        self.notes.append(taken)
+        after = replace(
+            part.problem.part(length, len(part.problem.batches)),
             fast=taken.fast,
             rule_state=taken.rule_state,
             state=taken.state,
             truncated=False,
         )
-        start = stop
-    return parts[-1]._replace(
-        meta_loss=torch.stack([part.meta_loss for part in parts]).sum(),
-        losses=torch.cat([part.losses for part in parts]),
-        aux=[aux for part in parts for aux in part.aux],
-    )
+        flags = [self.learns and tensor.is_floating_point() for tensor in _moving(taken)]
+        return _Part(after, flags, self.generators.states())
+
+    def _take(self, part: _Part) -> _Graph:
+        """The graph of a part."""
+        shared = _copies(_shared(part.problem), self.flags)
+        moving = _copies(_moving(part.problem), part.flags)
+        self.generators.set(part.random)
+        with torch.enable_grad():
+            result = self.method(_sharing(_moved(part.problem, moving), shared))
+        outputs = [result.meta_loss, *_moving(result)]
+        without = [output.detach() for output in outputs]
+        self.notes.append(_moved(result._replace(meta_loss=without[0]), without[1:]))
+        return _Graph([*shared, *self.phi, *moving], outputs)
+
+    def _through(self, to_loss: Tensor | None, known: Gradients) -> Gradients:
+        """Go back through the graph at hand. It goes meanwhile, and so does what is known.
+
+        Args:
+            to_loss: the gradient of the meta-loss.
+            known: from later steps, in the order of the leaves: gradients of what all steps share,
+                to be added to, and of the last W and states. Emptied.
+
+        Returns:
+            Gradients of the leaves.
+        """
+        assert self.graph is not None
+        graph, self.graph = self.graph, None
+        total = graph.total(to_loss, known)
+        wanted = [leaf for leaf in graph.leaves if leaf.requires_grad]
+        if total is None:
+            return [None] * len(graph.leaves)
+        found = iter(torch.autograd.grad(total, wanted, allow_unused=True))
+        return [next(found) if leaf.requires_grad else None for leaf in graph.leaves]
 
 
-def _run(problem: InnerProblem, method: Method, scales: Scales | None) -> Unrolled:
-    """One segment; scales weigh what it would keep."""
-    kept = _Kept(problem, method, scales)
-    outputs = _Segment.apply(kept, *kept.inputs, *problem.rule.parameters())
-    assert kept.result is not None
-    return _with_outputs(kept.result, list(outputs))
-
-
-class _Kept:
-    """What a segment is recomputed from, beside the tensors that autograd sees."""
-
-    def __init__(self, problem: InnerProblem, method: Method, scales: Scales | None) -> None:
-        self.problem, self.method, self.scales = problem, method, scales
-        self.inputs = tree.tensors(_differentiable(problem))
-        self.result: Unrolled | None = None
-
-
-class _Segment(torch.autograd.Function):
-    """(all differentiable fields of the problem, phi) -> (meta-loss, last W, last states)."""
+class _Given(torch.autograd.Function):
+    """A number whose gradients are given; they are handed on, so that nobody else holds them."""
 
     @staticmethod
-    def forward(ctx: Any, kept: _Kept, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        # The tensors are kept by autograd, which frees them; the rest of the problem is small.
-        num = len(kept.inputs)
-        ctx.num, ctx.method = num, kept.method
-        ctx.flags = [tensor.requires_grad for tensor in kept.inputs]
-        ctx.save_for_backward(*tensors)
-        ctx.problem = _with_inputs(kept.problem, [tensor.new_empty(0) for tensor in kept.inputs])
-        ctx.random = _random_states(tensors)
-        if kept.scales is None:
-            detached = [tensor.detach() for tensor in kept.inputs]
-            kept.result = kept.method(_with_inputs(kept.problem, detached))
-        else:
-            copies = _copies(kept.inputs, ctx.flags)
-            kept.result = kept.scales.weigh(_with_inputs(kept.problem, copies), kept.method)
-        return tuple(tree.tensors(_outputs(kept.result)))
+    def forward(ctx: Any, gradients: Gradients, *tensors: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return tensors[0].new_zeros(())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        inputs = _copies(saved[: ctx.num], ctx.flags)
-        devices = [device for device, _ in ctx.random if device is not None]
-        with torch.random.fork_rng(devices), torch.enable_grad():
-            _set_random_states(ctx.random)
-            result = ctx.method(_with_inputs(ctx.problem, inputs))
-            outputs = tree.tensors(_outputs(result))
-        wanted = [*inputs, *saved[ctx.num :]]
-        asked = [
-            (output, gradient)
-            for output, gradient in zip(outputs, incoming, strict=True)
-            if gradient is not None and output.requires_grad
-        ]
-        reached = iter(
-            torch.autograd.grad(
-                [output for output, _ in asked],
-                [tensor for tensor in wanted if tensor.requires_grad],
-                [gradient for _, gradient in asked],
-                allow_unused=True,
-            )
-            if asked
-            else [None] * sum(tensor.requires_grad for tensor in wanted)
-        )
-        return None, *(next(reached) if tensor.requires_grad else None for tensor in wanted)
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = tuple(ctx.gradients)
+        ctx.gradients.clear()
+        return None, *gradients
+
+
+class _Generators:
+    """Torch's random numbers on the CPU and on the CUDA devices of some tensors."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
+
+    def states(self) -> list[Tensor]:
+        """Where they stand."""
+        on_devices = [torch.cuda.get_rng_state(device) for device in self.devices]
+        return [torch.get_rng_state(), *on_devices]
+
+    def set(self, states: list[Tensor]) -> None:
+        """Go on from there."""
+        torch.set_rng_state(states[0])
+        for device, state in zip(self.devices, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    def forked(self) -> Any:
+        """Inside, what is drawn does not count."""
+        return torch.random.fork_rng(self.devices)
 
 
 def _copies(tensors: Sequence[Tensor], flags: list[bool]) -> list[Tensor]:
@@ -137,46 +270,26 @@ def _copies(tensors: Sequence[Tensor], flags: list[bool]) -> list[Tensor]:
     ]
 
 
-def _differentiable(problem: InnerProblem) -> tuple[Any, ...]:
-    return (
-        problem.slow,
-        problem.rest,
-        problem.fast,
-        problem.rule_state,
-        problem.coefficients,
-        problem.state,
-    )
+def _shared(problem: InnerProblem) -> list[Tensor]:
+    """What all steps share, phi left out."""
+    return tree.tensors((problem.slow, problem.rest, problem.coefficients))
 
 
-def _with_inputs(problem: InnerProblem, tensors: list[Tensor]) -> InnerProblem:
-    fields = ("slow", "rest", "fast", "rule_state", "coefficients", "state")
-    values = tree.replace(_differentiable(problem), tensors)
-    return replace(problem, **dict(zip(fields, values, strict=True)))
+def _sharing(problem: InnerProblem, tensors: list[Tensor]) -> InnerProblem:
+    """The problem with these as its `_shared`."""
+    found = tree.replace((problem.slow, problem.rest, problem.coefficients), tensors)
+    slow, rest, coefficients = found
+    return replace(problem, slow=slow, rest=rest, coefficients=coefficients)
 
 
-def _outputs(result: Unrolled) -> tuple[Any, ...]:
-    return result.meta_loss, result.fast, result.rule_state, result.state
+def _moving(steps: InnerProblem | Unrolled) -> list[Tensor]:
+    """W and the states, of the first step or after the last one."""
+    return tree.tensors((steps.fast, steps.rule_state, steps.state))
 
 
-def _with_outputs(result: Unrolled, tensors: list[Tensor]) -> Unrolled:
-    fields = ("meta_loss", "fast", "rule_state", "state")
-    values = tree.replace(_outputs(result), tensors)
-    return result._replace(**dict(zip(fields, values, strict=True)))
-
-
-RandomStates = list[tuple[int | None, Tensor]]
-
-
-def _random_states(tensors: tuple[Tensor, ...]) -> RandomStates:
-    """The state of torch's generators on the CPU (None) and on each CUDA device of the tensors."""
-    cuda = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
-    states: RandomStates = [(None, torch.get_rng_state())]
-    return states + [(index, torch.cuda.get_rng_state(index)) for index in cuda]
-
-
-def _set_random_states(states: RandomStates) -> None:
-    for device, state in states:
-        if device is None:
-            torch.set_rng_state(state)
-        else:
-            torch.cuda.set_rng_state(state, device)
+def _moved(steps: Any, tensors: list[Tensor]) -> Any:
+    """The same with these as its `_moving`."""
+    fast, rule_state, state = tree.replace((steps.fast, steps.rule_state, steps.state), tensors)
+    if isinstance(steps, Unrolled):
+        return steps._replace(fast=fast, rule_state=rule_state, state=state)
+    return replace(steps, fast=fast, rule_state=rule_state, state=state)

@@ -49,6 +49,11 @@ class InnerProblem:
     update_last: bool = True
     """Whether the last loss is learnt from, too."""
 
+    @property
+    def updates(self) -> int:
+        """Steps that are learnt from."""
+        return len(self.batches) if self.update_last else len(self.batches) - 1
+
     def part(self, start: int, stop: int) -> InnerProblem:
         """The same problem with the batches from start to before stop."""
         return replace(
@@ -86,6 +91,14 @@ class Unrolled(NamedTuple):
     """The loss's state after the last step, without history."""
     traces: Parameters | None = None
     """Forward mode: what the path from phi is kept in, for the next unroll."""
+
+    def cut(self) -> Unrolled:
+        """The same, with no history behind the last W and state of the rule.
+
+        Whoever asks for the gradient of the meta-loss alone need not keep the graph of the last
+        update in memory meanwhile.
+        """
+        return self._replace(fast=detach(self.fast), rule_state=detach(self.rule_state))
 
 
 class InnerStep(NamedTuple):

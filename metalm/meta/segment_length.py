@@ -1,16 +1,11 @@
-"""How many steps a checkpointed segment should have, from what one step was seen to keep.
+"""How an unroll is cut into segments: by a length, or by what one step was seen to keep.
 
-Of T steps in segments of k, memory holds one checkpoint a segment (P bytes: fast weights, state of
-the rule and of the loss) and the graph of one segment (A bytes a step):
-
-    memory(k) = ceil(T / k) P + k A        least near k* = sqrt(T P / A), then 2 sqrt(T P A)
-
-This is sqrt(T) only where A = P. Both are counted while the first step runs.
+The graph of a step (A bytes) and a checkpoint (P bytes: fast weights, state of the rule and of the
+loss) are counted while the first step runs; `checkpoint_schedule.py` has what follows from them.
 """
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -20,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metalm.meta import tree
+from metalm.meta.checkpoint_schedule import Every, Schedule, StepBytes, fitting, least_held
 from metalm.meta.inner_problem import InnerProblem, Unrolled
 
 
@@ -30,45 +26,14 @@ class Budget(NamedTuple):
 
 
 Segment = int | Literal["auto"] | Budget
-"""Steps of a segment; or "auto" for the number that needs least memory; or what it may need."""
+"""Steps of a segment; "auto" for the least memory with which steps are taken again 4/3 times at
+most, on average; or the memory that there is, for the fewest steps that are taken again."""
 
 
-class StepBytes(NamedTuple):
-    """What one step of an unroll keeps, in bytes."""
-
-    graph: int
-    """A, until the backward pass has gone through the step; it is freed with its segment."""
-    checkpoint: int
-    """P, at the start of each segment."""
-
-    def held(self, steps: int, segment: int) -> int:
-        """Memory of so many steps in segments of this length."""
-        return math.ceil(steps / segment) * self.checkpoint + segment * self.graph
-
-    def least(self, steps: int) -> int:
-        """The segment that holds least; of several, the longest."""
-        if self.graph == 0:
-            return steps
-        root = math.sqrt(steps * self.checkpoint / self.graph)
-        near = {min(max(length, 1), steps) for length in (math.floor(root), math.ceil(root))}
-        return min(sorted(near, reverse=True), key=lambda length: self.held(steps, length))
-
-    def within(self, steps: int, budget: Budget) -> int:
-        """The longest segment that stays within a budget.
-
-        Raises:
-            ValueError: No segment does.
-        """
-        for length in range(steps, 0, -1):
-            if self.held(steps, length) <= budget.bytes:
-                return length
-        best = self.least(steps)
-        raise ValueError(
-            f"{steps} steps do not fit into the budget; expected at most {budget.bytes} bytes, "
-            f"found {self.held(steps, best)} with segments of {best} (a step keeps {self.graph} "
-            f"bytes of graph, a checkpoint {self.checkpoint}); do take fewer steps or smaller "
-            "batches, or raise the budget"
-        )
+# While the gradient goes through a step there are, beside the graph, that of the next W, that of
+# its own, and at second order the direction of the second derivative. The first graph comes without
+# them, so that a step of no more bytes finds room in it; if it is not that of a last loss alone.
+_COMING = 3
 
 
 def check_segment(segment: Segment) -> None:
@@ -95,65 +60,73 @@ def check_segment(segment: Segment) -> None:
         )
 
 
-class Scales:
-    """Weighs the steps of a method, as `run_segments` runs it."""
+def schedule_of(
+    segment: Segment, problem: InnerProblem, method: Callable[[InnerProblem], Unrolled]
+) -> Schedule:
+    """How to take the updates.
 
-    def __init__(self) -> None:
-        self.seen: StepBytes | None = None
+    Args:
+        segment: what the caller wants.
+        problem: all steps; the first one is taken here to weigh it, unless a number was given.
+        method: takes steps.
 
-    def weigh(self, problem: InnerProblem, method: Callable[[InnerProblem], Unrolled]) -> Unrolled:
-        """Run the steps with a graph, note what they keep, and give the numbers alone."""
-        # From the second step on, fast weights do not share the memory of W_0.
-        fast = {
-            name: tensor.detach().clone().requires_grad_(tensor.requires_grad)
-            for name, tensor in problem.fast.items()
-        }
-        problem = replace(problem, fast=fast)
-        known = _storages(
-            [
-                problem.slow,
-                problem.rest,
-                problem.fast,
-                problem.rule_state,
-                problem.coefficients,
-                problem.state,
-                *problem.batches,
-            ]
+    Raises:
+        ValueError: A budget that is too small.
+    """
+    updates = problem.updates
+    if isinstance(segment, int):
+        return Every(segment)
+    if updates < 2:
+        return Every(1)
+    each = _weigh(problem.part(0, 1), method)
+    if segment == "auto":
+        spare = int(problem.update_last and each.graph <= _COMING * each.checkpoint)
+        return fitting(updates, each, least_held(updates, each, spare), spare)
+    least = least_held(updates, each)
+    if segment.bytes < least:
+        raise ValueError(
+            f"{updates} steps do not fit into the budget; expected at most {segment.bytes} bytes, "
+            f"found {least} (a step keeps {each.graph} bytes of graph, a checkpoint "
+            f"{each.checkpoint}); do take fewer steps or smaller batches, or raise the budget"
         )
-        alive: weakref.WeakSet[_Saved] = weakref.WeakSet()
+    return fitting(updates, each, segment.bytes)
 
-        def pack(tensor: Tensor) -> _Saved:
-            saved = _Saved(tensor)
-            alive.add(saved)
-            return saved
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, _Saved.unpack):
-            result = method(problem)
-            graph = _storages(saved.tensor for saved in alive)
-        checkpoint = _storages([result.fast, result.rule_state, result.state])
-        steps = len(problem.batches)
-        kept = sum(size for place, size in graph.items() if place not in known)
-        # The first are a checkpoint; those of further steps are kept by the graph alone.
-        places = _storages([fast])
-        own = sum(size for place, size in graph.items() if place in places)
-        self.seen = StepBytes(math.ceil(kept / steps) + own, sum(checkpoint.values()))
-        return result._replace(
-            meta_loss=result.meta_loss.detach(),
-            fast=tree.detach(result.fast),
-            rule_state=tree.detach(result.rule_state),
-            state=tree.detach(result.state),
-        )
+def _weigh(problem: InnerProblem, method: Callable[[InnerProblem], Unrolled]) -> StepBytes:
+    """What one step keeps, seen from one that is taken with its graph."""
+    # From the second step on, fast weights do not share the memory of W_0.
+    fast = {
+        name: tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        for name, tensor in problem.fast.items()
+    }
+    problem = replace(problem, fast=fast)
+    known = _storages(
+        [
+            problem.slow,
+            problem.rest,
+            problem.fast,
+            problem.rule_state,
+            problem.coefficients,
+            problem.state,
+            *problem.batches,
+        ]
+    )
+    alive: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
-    def length(self, segment: Segment, steps: int) -> int:
-        """How long the segments of the steps that remain should be."""
-        if isinstance(segment, int):
-            return segment
-        assert self.seen is not None
-        if isinstance(segment, Budget):
-            # The first checkpoint is there already.
-            left = Budget(segment.bytes - self.seen.checkpoint)
-            return self.seen.within(steps, left)
-        return self.seen.least(steps)
+    def pack(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        alive.add(saved)
+        return saved
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, _Saved.unpack):
+        result = method(problem)
+        graph = _storages(saved.tensor for saved in alive)
+    checkpoint = _storages([result.fast, result.rule_state, result.state])
+    kept = sum(size for place, size in graph.items() if place not in known)
+    # The first are those of the caller; those of further steps are kept by the graph alone.
+    places = _storages([fast])
+    own = sum(size for place, size in graph.items() if place in places)
+    return StepBytes(kept + own, sum(checkpoint.values()))
 
 
 class _Saved:

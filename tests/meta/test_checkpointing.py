@@ -1,11 +1,14 @@
-"""Segments: the same numbers to the bit, and memory that grows as the square root."""
+"""Checkpoints: the same numbers to the bit, and memory that grows as the square root."""
 
 import math
 
 import pytest
 import torch
 
+from metalm.meta import checkpointing
+from metalm.meta.checkpoint_schedule import Fitting, StepBytes
 from metalm.meta.rules import GradientDescent, LearnedRates
+from metalm.meta.segment_length import Budget
 from metalm.meta.unroll import unroll
 from metalm.meta.update_rule import AbstractUpdateRule
 
@@ -50,7 +53,7 @@ def dropped(tiny):
 
 
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("segment", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("segment", [1, 2, 3, 5, 9, "auto", Budget(10_000)])
 @pytest.mark.parametrize("kind", RULES)
 def test_segments_change_no_bit_of_what_is_read(kind, segment, order, tiny, state):
     rule = RULES[kind](tiny)
@@ -78,6 +81,67 @@ def test_segments_change_no_bit_of_what_is_read(kind, segment, order, tiny, stat
     # Sums over steps are taken in another order, so gradients agree to rounding.
     for one, two in zip(got, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("update_last", [True, False])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kind", RULES)
+def test_parts_of_parts(kind, order, update_last, tiny, state, monkeypatch):
+    """Four parts wait at most, each is cut again, and what is drawn is drawn again."""
+    rule, batches = RULES[kind](tiny), (tiny.batches * 4)[:17]
+    schedule = Fitting(17, StepBytes(10, 9), 10 + 3 * 9)
+    assert schedule.cost > 17
+    monkeypatch.setattr(checkpointing, "schedule_of", lambda *_: schedule)
+    leaves = [*tiny.slow.values(), *tiny.rest.values(), *rule.parameters()]
+    found = []
+    for segment in (None, "auto"):
+        torch.manual_seed(8)
+        result = unroll(
+            dropped(tiny), rule, tiny.slow, tiny.rest, batches, state,
+            rows=tiny.rows, order=order, segment=segment, update_last=update_last,
+        )  # fmt: skip
+        total = result.meta_loss + sum(w.square().sum() for w in result.fast.values())
+        first = torch.autograd.grad(total, leaves, retain_graph=True)
+        second = torch.autograd.grad(total, leaves)
+        assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+        found.append((result.losses, *result.fast.values(), torch.get_rng_state(), *first))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-14)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(total, leaves)
+
+
+def test_w_0_that_changes_before_the_backward_pass_is_noticed(tiny, state):
+    result = unroll(
+        tiny.loss, GradientDescent(0.03), tiny.slow, tiny.rest, tiny.batches, state,
+        rows=tiny.rows, segment=2,
+    )  # fmt: skip
+    with torch.no_grad():
+        tiny.slow["in.weight"].add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.meta_loss.backward()
+
+
+@pytest.mark.parametrize("segment", [None, 2])
+@pytest.mark.parametrize("kind", RULES)
+def test_a_cut_frees_the_last_update(kind, segment, tiny, state, live_bytes):
+    rule, found, held = RULES[kind](tiny), [], []
+    leaves = [*tiny.slow.values(), *tiny.rest.values(), *rule.parameters()]
+    for cut in (False, True):
+        counter = live_bytes()
+        result = unroll(
+            counter.watch(tiny.loss), rule, tiny.slow, tiny.rest, tiny.batches, state,
+            rows=tiny.rows, order=2, segment=segment,
+        )  # fmt: skip
+        result = result.cut() if cut else result
+        found.append(torch.autograd.grad(result.meta_loss, leaves))
+        held.append(counter.count())
+        assert cut != any(w.requires_grad for w in result.fast.values())
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    if segment is None:  # W and g of the last update; with checkpoints its graph is gone anyway
+        assert held[0] > held[1]
+    else:
+        assert held[0] == held[1]
 
 
 @pytest.mark.parametrize("kind", ["descent", "learned"])

@@ -28,21 +28,27 @@ def scaled_power(base: Tensor, eps: Tensor, exponent: Tensor, factor: Tensor) ->
 
 
 class _ScaledPower(torch.autograd.Function):
+    # Nothing of this size is kept: it would be there until the end of the backward pass, and to
+    # work it out again costs little beside the unroll that lies between.
+
     @staticmethod
     def forward(ctx: Any, base: Tensor, eps: Tensor, exponent: Tensor, factor: Tensor) -> Tensor:
-        logarithm = (base + eps).log_()
-        power = (logarithm * -exponent).exp_()
-        ctx.save_for_backward(logarithm, power, exponent, factor)
-        return power * factor
+        ctx.save_for_backward(base, eps, exponent, factor)
+        return _power((base + eps).log_(), exponent).mul_(factor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        logarithm, power, exponent, factor = ctx.saved_tensors
-        product = incoming * power
+        base, eps, exponent, factor = ctx.saved_tensors
+        logarithm = (base + eps).log_()
+        product = _power(logarithm, exponent).mul_(incoming)
         to_factor = product.sum_to_size(factor.shape)
         product = product * factor
         to_exponent = -torch.dot(product.flatten(), logarithm.flatten())
-        inverse = logarithm.neg().exp_()
+        inverse = logarithm.neg_().exp_()
         to_eps = -exponent * torch.dot(product.flatten(), inverse.flatten())
         return None, to_eps, to_exponent, to_factor
+
+
+def _power(logarithm: Tensor, exponent: Tensor) -> Tensor:
+    return (logarithm * -exponent).exp_()
