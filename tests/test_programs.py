@@ -284,7 +284,7 @@ def test_presets_follow_the_data(train, here, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--preset", "huge"], "unknown preset; expected one of tiny, small, found 'huge'"),
+        (["--preset", "huge"], "unknown preset; expected one of tiny, small, awd-lstm"),
         (["--data", "wikitext-3"], "unknown corpus; expected python-docs, wikitext-2"),
         (["--data", "."], "there is no text in the folder ."),
         (["--model.vocabulary-size", "7"], "expected --data.vocabulary-size, found --model.voca"),

@@ -27,7 +27,10 @@ from metalm.training.state import pack, unpack
 
 @dataclass(frozen=True, kw_only=True)
 class BaseTrainingConfig:
-    """Ordinary training: AdamW under a one-cycle schedule."""
+    """Ordinary training: AdamW under a one-cycle schedule.
+
+    Where the base is trained by a published recipe (section `awd`), of the control alone.
+    """
 
     tokens: int = 16_000_000
     """Tokens read by the base."""

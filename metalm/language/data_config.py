@@ -19,4 +19,5 @@ class DataConfig:
     root: str = "data"
     """Folder for prepared corpora."""
     held_out: float = 0.1
-    """Share of the training articles that the base never reads; the rule is trained on them."""
+    """Share of the training articles that the base never reads; the rule is trained on them. 0: the
+    base reads all of them, and the rule is trained on text that the base knows."""

@@ -73,6 +73,19 @@ class ModelOutput(NamedTuple):
     """Hidden state after the segment."""
 
 
+class Activations(NamedTuple):
+    """What the layers make of one segment: what the softmax is taken of, and what it is not."""
+
+    features: Tensor
+    """[time, rows, embedding], the last layer's output before dropout."""
+    dropped: Tensor
+    """[time, rows, embedding], the same after dropout."""
+    weight: Tensor
+    """The embedding, as the softmax takes it (see `_LookupOfTied`)."""
+    state: ModelState
+    """Hidden state after the segment."""
+
+
 class LSTMLayer(nn.Module):
     """Owns the weights of one layer.
 
@@ -158,6 +171,15 @@ class LanguageModel(nn.Module):
         Returns:
             logits [time, rows, vocabulary], features [time, rows, embedding] and the next state.
         """
+        seen = self.activations(tokens, state)
+        return ModelOutput(self.logits(seen), seen.features, seen.state)
+
+    def logits(self, seen: Activations) -> Tensor:
+        """Logits [time, rows, vocabulary] of the token that follows each input."""
+        return tied_logits(seen.dropped, seen.weight, self.decoder.bias)
+
+    def activations(self, tokens: Tensor, state: ModelState) -> Activations:
+        """Everything before the softmax; see `forward`."""
         config, training = self.config, self.training
         vectors, weight = _LookupOfTied.apply(self.embedding.weight, tokens)
         if training and config.embedding_dropout > 0.0:
@@ -175,8 +197,7 @@ class LanguageModel(nn.Module):
                 values = locked_dropout(values, config.hidden_dropout, training)
         features = values
         values = locked_dropout(values, config.output_dropout, training)
-        logits = tied_logits(values, weight, self.decoder.bias)
-        return ModelOutput(logits, features, tuple(states))
+        return Activations(features, values, weight, tuple(states))
 
 
 def detach_state(state: ModelState) -> ModelState:

@@ -6,7 +6,9 @@
     joint     rule and W_0 together, with reading in the loop, on all articles: metalm
 
 `control` and `joint` read as many tokens under the same learning-rate schedule, so that the
-comparison between them is a comparison of methods.
+comparison between them is a comparison of methods. That schedule is the rest of the base's; where
+the base was trained by a published recipe, whose schedule has ended, it is one of their own, with a
+fresh optimiser.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 
 from metalm.language.articles import ArticleSet, Corpus
+from metalm.language.awd_training import AwdTraining, start_as_published
 from metalm.language.base_training import BaseTraining, one_cycle
 from metalm.language.meta_training import (
     MetaTraining,
@@ -101,9 +104,16 @@ class Stages:
     # ---- ordinary training ----
 
     @property
+    def _published(self) -> bool:
+        """Whether the base is trained by a published recipe."""
+        return self.config.awd.recipe != "off"
+
+    @property
     def _total_steps(self) -> tuple[int, int]:
+        """Steps of base and control under their common schedule."""
         base = self.config.base
-        return base.steps(base.tokens), base.steps(self.config.joint.tokens)
+        own = 0 if self._published else base.steps(base.tokens)
+        return own, base.steps(self.config.joint.tokens)
 
     def _schedule(self, done: int, step: int) -> float:
         """Share of the highest rate at a step of a training that begins after `done` steps."""
@@ -113,6 +123,9 @@ class Stages:
     def _base(self) -> None:
         config = self.config
         model = LanguageModel(config.model)
+        if self._published:
+            self._published_base(start_as_published(model).to(config.device))
+            return
         model.start_from_frequencies(token_counts(self.base_articles, config.model.vocabulary_size))
         model.to(config.device)
         training = BaseTraining(
@@ -125,6 +138,14 @@ class Stages:
         self._run("base", training, self._total_steps[0])
         self._save("base", model=model.state_dict(), optimizer=training.optimizer.state_dict())
 
+    def _published_base(self, model: LanguageModel) -> None:
+        config = self.config
+        training = AwdTraining(
+            model, self.base_articles, self.corpus.valid, config.awd, config.seed
+        )
+        self._run("base", training, training.num_steps)
+        self._save("base", model=training.finish().state_dict())
+
     def _control(self) -> None:
         config = self.config
         before = self._load("base")
@@ -136,7 +157,7 @@ class Stages:
             config.base,
             lambda index: self._schedule(base_steps, index),
             config.seed + 1,
-            before["optimizer"],
+            before.get("optimizer"),
         )
         self._run("control", training, more)
         self._save("control", model=model.state_dict())
@@ -172,7 +193,8 @@ class Stages:
             betas=(0.9, self.config.base.beta2),
             weight_decay=self.config.base.weight_decay,
         )
-        optimizer.load_state_dict(before["optimizer"])
+        if "optimizer" in before:
+            optimizer.load_state_dict(before["optimizer"])
         steps = _meta_steps(config)
         base_steps, more = self._total_steps
         training = MetaTraining(
@@ -223,6 +245,8 @@ class Stages:
         """The part of the configuration that a stage's numbers depend on."""
         config = self.config
         parts: dict[str, Any] = {"model": config.model, "base": config.base}
+        if self._published:
+            parts["awd"] = config.awd
         if name in ("rule", "joint"):
             parts["rule"] = config.rule
         settings = {part: asdict(value) for part, value in parts.items()}
@@ -247,9 +271,13 @@ class Stages:
 def hold_out(count: int, share: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
     """Numbers of the articles that the base reads, and of those kept for the rule; each in order.
 
+    With a share of 0 both read all of them.
+
     Raises:
         ValueError: one of the two would be empty.
     """
+    if share == 0.0:
+        return range(count), range(count)
     kept = max(1, round(count * share))
     if count - kept < 1:
         raise ValueError(

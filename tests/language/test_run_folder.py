@@ -70,7 +70,7 @@ def test_a_folder_that_is_no_run(tmp_path, content):
 
 
 def test_an_unknown_preset():
-    with pytest.raises(ValueError, match="unknown preset; expected one of tiny, small, found 'ti'"):
+    with pytest.raises(ValueError, match=r"unknown preset; expected one of tiny, .*, found 'ti'"):
         preset_named("ti")
 
 

@@ -36,6 +36,14 @@ def test_a_pass_follows_from_the_seed_and_its_number(texts, article_set):
     np.testing.assert_array_equal(*counts)
 
 
+def test_articles_in_their_own_order(texts, article_set):
+    streams = TokenStreams(article_set(texts), 3, SEED, 2, shuffled=False)
+    inputs, targets = streams.segment(0, 100)
+    text = np.concatenate(texts)
+    np.testing.assert_array_equal(targets.T.flatten(), text)
+    np.testing.assert_array_equal(inputs.T.flatten(), np.concatenate(([0], text[:-1])))
+
+
 def test_too_little_text_for_the_rows(texts, article_set):
     message = "too little text for 19 rows; expected at least 38 tokens, found 36"
     with pytest.raises(ValueError, match=message):
