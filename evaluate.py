@@ -15,6 +15,7 @@ The report is a page, report.html, that opens in any browser, offline.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import shlex
 import sys
@@ -68,6 +69,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--modes", nargs="+", choices=MODES, help="reading modes (default: both)")
     parser.add_argument(
+        "--temperatures",
+        nargs="+",
+        type=float,
+        help="score once more under a temperature of the softmax that validation chooses of these",
+    )
+    parser.add_argument(
         "--threads",
         type=int,
         default=0,
@@ -92,8 +99,11 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error("which run? expected a folder that train.py wrote")
         if options.out is not None:
             parser.error("--out goes with --text; other reports lie in the run's folder")
-    elif options.data is not None or options.tune or options.modes is not None:
-        parser.error("--text reads files as they are; it does not go with --data, --tune, --modes")
+    elif any((options.data, options.tune, options.modes, options.temperatures)):
+        parser.error(
+            "--text reads files as they are; it does not go with --data, --tune, --modes, "
+            "--temperatures"
+        )
 
 
 def run(options: argparse.Namespace, command: str) -> Path | str:
@@ -112,6 +122,11 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
             f"{folder.folder}; leave the option out"
         )
     config = from_json(ExperimentConfig, folder.read_configuration())
+    if options.temperatures:
+        evaluation = dataclasses.replace(
+            config.evaluation, temperatures=tuple(options.temperatures)
+        )
+        config = dataclasses.replace(config, evaluation=evaluation)
     threads = options.threads or config.threads
     if threads > 0:
         torch.set_num_threads(threads)

@@ -134,6 +134,46 @@ def test_another_configuration_does_not_fit_the_folder(train, trained, in_traine
     assert "belongs to another run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_run_scored_under_temperatures(evaluate, trained, tmp_path, monkeypatch, capsys):
+    """Said, printed and written; the rest of the results is what it was."""
+    shutil.copytree(trained[0] / "run", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    results = Path("run/report-test/results.json")
+    before = json.loads(results.read_text())
+    words = ["run", "--modes", "reset", "--temperatures", "0.5", "1", "2"]
+    assert evaluate.main(words) == 0
+    after, printed = json.loads(results.read_text()), capsys.readouterr()
+    assert "With a temperature tuned on validation: reset" in printed.out
+    assert "temperature (reset) of static: " in printed.err
+    assert after["modes"] == before["modes"]
+    assert not set(before["schema"]) >= set(after["schema"])
+    rows = {row["method"]: row for row in after["tempered"]["reset"]}
+    assert {"static", "cache", "metalm", "metalm + cache"} <= set(rows)
+    for row in rows.values():
+        assert row["temperature"] in (0.5, 1.0, 2.0)
+        summary = {each["method"]: each for each in before["modes"]["reset"]["summary"]}
+        assert row["perplexity_at_1"] == pytest.approx(summary[row["method"]]["perplexity"])
+    assert evaluate.main(["run", "--temperatures", "0"]) == 2
+    assert "a temperature divides the logits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["awd-lstm", "awd-lstm-1cycle"])
+def test_a_published_recipe_at_a_tiny_size(train, own_text, here, preset):
+    """Every stage of it, from the command line; whole words, and all articles for the base."""
+    small = [word for word in SMALL if "vocabulary-size" not in word]
+    published = ["--awd.epochs=3", "--awd.rows=2", "--awd.window=9", "--awd.validation-rows=1"]
+    words = ["--preset", preset, "--data", str(own_text), "--run", "run", "--no-evaluation"]
+    assert train.main([*words, *small, *published]) == 0
+    metrics = Path("run/stages/base/metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in metrics.splitlines()]
+    assert any("validation_loss" in line["values"] for line in lines)
+    vocabulary = json.loads(Path("run/vocabulary/vocabulary.json").read_text())
+    assert vocabulary["kind"] == "word"
+    for name in ("base", "control", "rule", "joint"):
+        assert Path(f"run/{name}.safetensors").exists()
+
+
 def test_another_text_is_read_with_the_tokenizer_of_the_run(evaluate, in_trained):
     other = in_trained.parent / "other texts"
     other.mkdir()

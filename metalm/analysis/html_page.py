@@ -20,11 +20,12 @@ from string import Template
 
 from metalm.analysis.appearance import Look, looks
 from metalm.analysis.featured import featured
-from metalm.analysis.html_tables import cost_table, tables
+from metalm.analysis.html_tables import cost_table, folded, tables
 from metalm.analysis.interactive_plots import DASHES, charts, symbol
 from metalm.analysis.plain_text import shown
 from metalm.analysis.results import Results, as_json
-from metalm.analysis.tables import Cost
+from metalm.analysis.tables import Cost, tempered_grid
+from metalm.analysis.tempered import Tempered
 from metalm.analysis.traces import Trace
 from metalm.analysis.word_columns import Arranged, arrange, deflated, first_compared, fits, pack
 
@@ -47,6 +48,7 @@ def build_page(
     cost: Mapping[str, Cost],
     command: str,
     traces: Mapping[str, Sequence[Trace]] | None = None,
+    tempered: Mapping[str, Tempered] | None = None,
     largest: int = LARGEST_PAGE,
 ) -> str:
     """The page as text.
@@ -58,6 +60,7 @@ def build_page(
         cost: reading mode -> method -> what it cost; may be empty.
         command: the command line that gave these results.
         traces: reading mode -> what was recorded while reading.
+        tempered: reading mode -> the methods once more, under temperatures of their own.
         largest: bytes that the page may have; words are rounded or left out to get there. The rest,
             about a million bytes, is always there.
     """
@@ -76,7 +79,7 @@ def build_page(
         "style": style,
         "command": _escaped(_lines(command)),
         "tables": "\n".join(
-            _of_mode(number, mode, of_mode, cost.get(mode, {}))
+            _of_mode(number, mode, of_mode, cost.get(mode, {}), (tempered or {}).get(mode))
             for number, (mode, of_mode) in enumerate(results.items())
         ),
         "configuration": _escaped(json.dumps(as_json(configuration), indent=2)),
@@ -152,9 +155,13 @@ def _look(look: Look) -> dict[str, str]:
     return {"colour": look.colour, "dash": DASHES[look.dashes], "symbol": symbol(look)}
 
 
-def _of_mode(number: int, mode: str, results: Results, cost: Cost) -> str:
+def _of_mode(
+    number: int, mode: str, results: Results, cost: Cost, tempered: Tempered | None
+) -> str:
     """The tables of one reading mode; the page shows one mode at a time."""
     more = cost_table(cost, mode) if cost else ""
+    if tempered is not None:
+        more = folded(tempered_grid(tempered, results.scores, mode)) + more
     return (
         f'<section class="mode" data-mode="{number}">\n'
         f"<h2>Reading mode: {_escaped(shown(mode))}</h2>\n"

@@ -8,7 +8,7 @@ from metalm.analysis.appearance import save_figure
 from metalm.analysis.html_page import build_page
 from metalm.analysis.plain_text import in_markdown
 from metalm.analysis.plots import CAPTIONS, draw_all, left_out
-from metalm.analysis.results import SCHEMA, Results, as_json, compute, mode_as_json
+from metalm.analysis.results import SCHEMA, TEMPERED_SCHEMA, Results, as_json, compute, mode_as_json
 from metalm.analysis.scores import Scores
 from metalm.analysis.succession import Succession, letter
 from metalm.analysis.tables import (
@@ -19,8 +19,10 @@ from metalm.analysis.tables import (
     growth_grid,
     rivals_grid,
     summary_grid,
+    tempered_grid,
     to_markdown,
 )
+from metalm.analysis.tempered import Tempered, tempered_rows
 from metalm.analysis.traces import Trace
 from metalm.analysis.whole_file import write_at_once
 
@@ -39,6 +41,7 @@ def write_report(
     command: str,
     title: str | None = None,
     traces: Traces | None = None,
+    tempered: Mapping[str, Tempered] | None = None,
 ) -> Path:
     """Write results.json, report.html, plots/*.png and *.svg, and report.md.
 
@@ -51,6 +54,7 @@ def write_report(
         command: the command line that gave these results.
         title: what report.html is called; by default after the folder.
         traces: reading mode -> curves recorded while reading, which report.html shows.
+        tempered: reading mode -> the methods once more, under temperatures of their own.
 
     Returns:
         The path of report.md.
@@ -59,13 +63,14 @@ def write_report(
         ValueError: if there are no reading modes, or cost or traces name one that was not scored.
     """
     target = Path(folder)
-    results = _write_page(scores, target, configuration, cost, command, title, traces)
+    warm = tempered or {}
+    results = _write_page(scores, target, configuration, cost, command, title, traces, warm)
     names = []
     for name, figure in draw_all(results):
         save_figure(figure, target / "plots" / name)
         names.append(name)
     page = target / "report.md"
-    write_at_once(page, _page(results, names, configuration, cost, command).encode())
+    write_at_once(page, _page(results, names, configuration, cost, command, warm).encode())
     return page
 
 
@@ -78,6 +83,7 @@ def write_page(
     command: str,
     title: str | None = None,
     traces: Traces | None = None,
+    tempered: Mapping[str, Tempered] | None = None,
 ) -> Path:
     """Write results.json and report.html only; everything else as in `write_report`.
 
@@ -85,7 +91,7 @@ def write_page(
         The path of report.html.
     """
     target = Path(folder)
-    _write_page(scores, target, configuration, cost, command, title, traces)
+    _write_page(scores, target, configuration, cost, command, title, traces, tempered or {})
     return target / PAGE
 
 
@@ -97,8 +103,10 @@ def _write_page(
     command: str,
     title: str | None,
     traces: Traces | None,
+    tempered: Mapping[str, Tempered],
 ) -> dict[str, Results]:
     _check(scores, cost, "cost")
+    _check(scores, tempered, "tempered")
     _check(scores, traces or {}, "traces")
     results = {mode: compute(of_mode) for mode, of_mode in scores.items()}
     document = {
@@ -108,6 +116,12 @@ def _write_page(
         "modes": {mode: mode_as_json(of_mode) for mode, of_mode in results.items()},
         "cost": as_json(cost),
     }
+    if tempered:
+        document["schema"] = SCHEMA | TEMPERED_SCHEMA
+        document["tempered"] = {
+            mode: as_json(tempered_rows(of_mode, scores[mode]))
+            for mode, of_mode in tempered.items()
+        }
     content = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=True)
     write_at_once(target / "results.json", content.encode())
     page = build_page(
@@ -117,6 +131,7 @@ def _write_page(
         cost=cost,
         command=command,
         traces=traces,
+        tempered=tempered,
     )
     write_at_once(target / PAGE, page.encode())
     return results
@@ -141,10 +156,14 @@ def _page(
     configuration: Mapping[str, object],
     cost: Mapping[str, Cost],
     command: str,
+    tempered: Mapping[str, Tempered],
 ) -> str:
     parts = ["# What was remembered while reading\n", _code(command)]
     for mode, of_mode in results.items():
-        parts += [f"## Reading mode: {in_markdown(mode)}\n", *_tables(mode, of_mode, cost)]
+        parts += [
+            f"## Reading mode: {in_markdown(mode)}\n",
+            *_tables(mode, of_mode, cost, tempered),
+        ]
     for name in plots:
         title, text = CAPTIONS[name]
         parts += [
@@ -164,13 +183,20 @@ def _page(
     return "\n".join(parts)
 
 
-def _tables(mode: str, results: Results, cost: Mapping[str, Cost]) -> list[str]:
+def _tables(
+    mode: str,
+    results: Results,
+    cost: Mapping[str, Cost],
+    tempered: Mapping[str, Tempered],
+) -> list[str]:
     grids = [summary_grid(results.scores, mode)]
     if results.by_position_rivals is not None:
         grids += [rivals_grid(results.scores, mode)]
     if results.scores.adaptive:
         grids += [growth_grid(results.by_position_cohort or results.by_position, mode)]
     grids += [denominators_grid(results.scores, mode)]
+    if mode in tempered:
+        grids += [tempered_grid(tempered[mode], results.scores, mode)]
     if cost.get(mode):
         grids += [cost_grid(cost[mode], mode)]
     return [

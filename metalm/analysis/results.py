@@ -46,6 +46,13 @@ SCHEMA = {
     "cost": "reading mode -> method -> measured cost",
 }
 
+# What is said besides where methods were scored under temperatures of their own.
+TEMPERED_SCHEMA = {
+    "tempered.*": "reading mode -> one object a method: the temperature of the softmax that is "
+    "best on validation text, perplexity under it and at temperature 1, and gain against the "
+    "baseline under its own temperature; updates are taken at temperature 1",
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:

@@ -16,6 +16,7 @@ from metalm.analysis.plain_text import in_markdown, shown
 from metalm.analysis.positions import ByPosition
 from metalm.analysis.scores import STATIC, Scores
 from metalm.analysis.summary import best_rival, compare_with_rivals, summarise
+from metalm.analysis.tempered import Tempered, tempered_rows
 
 Cost = Mapping[str, Mapping[str, float]]
 ABSENT = "—"
@@ -73,6 +74,27 @@ def denominators_grid(scores: Scores, mode: str) -> Grid:
     header = ("method", "all words", "without <unk>", "articles weighted alike")
     note = f"{scores.num_unknown:,} of {scores.num_words.sum():,} words are <unk>."
     return Grid(f"Perplexity per word, other ways to count: {mode}", header, rows, note)
+
+
+def tempered_grid(tempered: Tempered, scores: Scores, mode: str) -> Grid:
+    """One row a method: its temperature, the perplexity under it, and the gain."""
+    rows = [
+        (
+            row.method,
+            f"{row.temperature:.3g}",
+            _perplexity(row.perplexity),
+            _perplexity(row.perplexity_at_1),
+            ABSENT if row.gain is None else interval_text(row.gain),
+        )
+        for row in tempered_rows(tempered, scores)
+    ]
+    header = ("method", "temperature", "perplexity", "at temperature 1", "gain [95 % interval]")
+    note = (
+        "Each method has the temperature of the softmax that is best on validation text. It is for "
+        "scoring alone: what is learnt while reading is learnt at temperature 1. Gain in nats per "
+        f"word against {STATIC} at its own temperature. Learned mixtures have no temperature."
+    )
+    return Grid(f"With a temperature tuned on validation: {mode}", header, rows, note)
 
 
 def rivals_grid(scores: Scores, mode: str, only: Collection[str] | None = None) -> Grid:
@@ -190,8 +212,11 @@ def print_tables(
     scores: Mapping[str, Scores],
     cost: Mapping[str, Cost] | None = None,
     console: Console | None = None,
+    tempered: Mapping[str, Tempered] | None = None,
 ) -> None:
     """Print, for each reading mode, the summary, the comparison with the rivals and the cost.
+
+    Where methods have temperatures, they follow the comparison.
 
     Where there are many methods, the comparison has the best of ours only: a screen is narrow.
     """
@@ -201,6 +226,8 @@ def print_tables(
         screen.print(to_rich(summary_grid(of_mode, mode)))
         if compare_with_rivals(of_mode) and of_mode.rivals:
             screen.print(to_rich(rivals_grid(of_mode, mode, only)))
+        if tempered and mode in tempered:
+            screen.print(to_rich(tempered_grid(tempered[mode], of_mode, mode)))
         if cost and cost.get(mode):
             screen.print(to_rich(cost_grid(cost[mode], mode)))
 

@@ -39,6 +39,7 @@ def read_copies(
     rows: int,
     *,
     confidence: bool = False,
+    temperatures: Sequence[float] = (),
     curves: bool = False,
     progress: Begin | None = None,
 ) -> Iterator[tuple[list[int], list[Readings]]]:
@@ -50,6 +51,7 @@ def read_copies(
         texts: token ids of each.
         rows: rows of a batch: texts of one method, or, of a single text, methods side by side.
         confidence: whether to write down how sure model and cache were.
+        temperatures: under which the tokens are scored too.
         curves: whether to record what happens to the fast weights.
         progress: told of every batch as it begins.
 
@@ -61,7 +63,15 @@ def read_copies(
         one, grid = methods[0], requests[places[0]].grid
         rule = models.rule(one) if len(places) == 1 else _side_by_side(models, methods)
         names = models.fast_names(one)
-        reader = Reader(models.model(one), rule, names, one.segment, grid, confidence=confidence)
+        reader = Reader(
+            models.model(one),
+            rule,
+            names,
+            one.segment,
+            grid,
+            confidence=confidence,
+            temperatures=temperatures,
+        )
         repeated = [text for text in texts for _ in places]  # several places: a single text
         recorder = None
         if curves and rule is not None:
@@ -102,12 +112,13 @@ def _apart(readings: Readings) -> list[Readings]:
     """What each row read, as if it had been alone; the time is that of all."""
     return [
         Readings(
-            readings.nats[row : row + 1],
-            readings.cache[row : row + 1],
-            readings.confidence[row : row + 1],
-            readings.fallbacks[row : row + 1],
-            readings.seconds / len(readings.nats),
-            [
+            nats=readings.nats[row : row + 1],
+            cache=readings.cache[row : row + 1],
+            confidence=readings.confidence[row : row + 1],
+            tempered=readings.tempered[row : row + 1],
+            fallbacks=readings.fallbacks[row : row + 1],
+            seconds=readings.seconds / len(readings.nats),
+            curves=[
                 curve._replace(
                     places=curve.places[row : row + 1], values=curve.values[row : row + 1]
                 )

@@ -26,6 +26,7 @@ from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
 from metalm.language.scoring import Scored, score_split
 from metalm.language.stages import Stages
+from metalm.language.temperatures import Temperatures, run_temperatures
 from metalm.language.trained import load_trained
 from metalm.language.trials import Trial, trial_from_json, trial_to_json
 from metalm.training.disk import write_at_once
@@ -130,6 +131,27 @@ def mix(
         )
 
 
+def choose_temperatures(
+    config: ExperimentConfig,
+    models: TrainedModels,
+    trials: Trials,
+    corpus: Corpus,
+    folder: RunFolder,
+    mode: str,
+) -> Temperatures:
+    """Chooses a temperature for every method on validation articles; keeps them."""
+
+    def say(name: str, temperature: float) -> None:
+        print(f"temperature ({mode}) of {name}: {temperature:.3g}", file=sys.stderr, flush=True)
+
+    methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
+    grid = config.evaluation.temperatures
+    with ReadingProgress(f"temperatures, {mode}") as progress:
+        return run_temperatures(
+            models, methods, corpus.valid, config.tuning, grid, mode, folder, say, progress
+        )
+
+
 def score(
     config: ExperimentConfig,
     models: TrainedModels,
@@ -140,6 +162,7 @@ def score(
     mode: str,
     mixtures: Mixtures | None = None,
     unknown: int | None = None,
+    temperatures: Temperatures | None = None,
 ) -> Scored:
     """Scores a split in one mode; every finished reading is kept in the run's folder."""
     store = ReadingStore(folder.folder / "readings" / f"{split}-{mode}")
@@ -147,7 +170,7 @@ def score(
     with ReadingProgress(f"{split}, {mode}") as progress:
         rows = config.evaluation.rows
         scored = score_split(
-            models, methods, articles, mode, store, rows, progress, mixtures, unknown
+            models, methods, articles, mode, store, rows, progress, mixtures, unknown, temperatures
         )
     scored.scores.save(folder.folder / f"scores-{split}-{mode}.npz")
     return scored
@@ -201,8 +224,11 @@ def evaluate(
         trials = tune(config, models, corpus, folder, mode)
         articles = getattr(other or corpus, split)
         mixtures = mix(config, models, trials, corpus, folder, mode)
+        warm = choose_temperatures(config, models, trials, corpus, folder, mode)
         unknown = corpus.vocabulary.unknown
-        found = score(config, models, trials, articles, folder, title, mode, mixtures, unknown)
+        found = score(
+            config, models, trials, articles, folder, title, mode, mixtures, unknown, warm
+        )
         scored[mode] = found
         methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
         measured = reading_costs(models, methods, articles, mode, config.evaluation.rows)
@@ -211,7 +237,8 @@ def evaluate(
             for name, of_method in measured.items()
         }
     scores = {mode: found.scores for mode, found in scored.items()}
-    print_tables(scores, cost)
+    tempered = {mode: of.tempered for mode, of in scored.items() if of.tempered is not None}
+    print_tables(scores, cost, tempered=tempered)
     configuration: dict[str, Any] = dataclasses.asdict(config)
     return write_report(
         scores,
@@ -220,5 +247,6 @@ def evaluate(
         cost=cost,
         command=command,
         traces={mode: found.traces for mode, found in scored.items()},
+        tempered=tempered,
         title=f"{folder.folder.resolve().name}: {title} articles",
     )

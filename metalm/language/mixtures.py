@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from metalm.language.articles import ArticleSet
-from metalm.language.cache import CacheConfig
 from metalm.language.copies import network_of_copies
-from metalm.language.copy_readings import Begin, Request, read_copies
+from metalm.language.copy_readings import Begin
+from metalm.language.method_readings import described, read_methods
 from metalm.language.methods import Method, TrainedModels
 from metalm.language.mixture_network import MixtureNetwork
-from metalm.language.reading import CacheGrid, Readings
 from metalm.language.run_folder import RunFolder
 from metalm.language.tuning_text import TuningConfig, tuning_text
 from metalm.training.state import pack, unpack
@@ -42,7 +41,7 @@ def run_mixtures(
         report: told the name of every method for which text is read.
         progress: told of every reading as it begins.
     """
-    wanted = {method.name: _described(method) for method in methods if method.learned_mixture}
+    wanted = {method.name: described(method) for method in methods if method.learned_mixture}
     if not wanted:
         return {}
     kept = kept_mixtures(folder, mode)
@@ -53,21 +52,11 @@ def run_mixtures(
         if report is not None:
             report(name)
     text = tuning_text(articles, config, mode)
-    grid = _grid([method.cache for method in mixed if method.cache is not None])
-    copies = {repr(_described(copy)): copy for method in mixed for copy in method.copies()}
-    requests = [Request(copy, grid) for copy in copies.values()]
-    read: dict[str, Readings] = {}
-    for places, several in read_copies(
-        models, requests, text.texts, config.rows, confidence=True, progress=progress
-    ):
-        read.update(zip((list(copies)[place] for place in places), several, strict=True))
-    networks: dict[str, MixtureNetwork] = {}
-    for method in mixed:
-        theta, share = None, 0.0
-        if method.cache is not None and grid is not None:
-            theta, share = grid.thetas.index(method.cache.theta), method.cache.share
-        own = [read[repr(_described(copy))] for copy in method.copies()]
-        networks[method.name] = network_of_copies(own, theta, share)
+    read = read_methods(models, mixed, text.texts, config.rows, confidence=True, progress=progress)
+    networks: dict[str, MixtureNetwork] = {
+        method.name: network_of_copies(*of_method)
+        for method, of_method in zip(mixed, read, strict=True)
+    }
     tensors, meta = pack({name: network.state_dict() for name, network in networks.items()})
     folder.save(_file(mode), tensors, meta | {"methods": wanted})
     return networks
@@ -93,24 +82,3 @@ def kept_mixtures(folder: RunFolder, mode: str) -> tuple[Mixtures, dict[str, Any
 
 def _file(mode: str) -> str:
     return f"mixtures-{mode}"
-
-
-def _grid(caches: Sequence[CacheConfig]) -> CacheGrid | None:
-    """The caches of all methods, so that one reading serves them."""
-    if not caches:
-        return None
-    thetas = tuple(sorted({cache.theta for cache in caches}))
-    return CacheGrid(thetas=thetas, window=max(cache.window for cache in caches))
-
-
-def _described(method: Method) -> dict[str, Any]:
-    """Everything that the network of a method depends on, as JSON values."""
-    cache = method.cache
-    return {
-        "model": method.model,
-        "learning": method.learning,
-        "segment": method.segment,
-        "settings": dict(sorted(method.settings.items())),
-        "multiples": list(method.multiples),
-        "cache": None if cache is None else [cache.theta, cache.share, cache.window],
-    }

@@ -27,6 +27,17 @@ class EvaluationConfig:
     """Modes in which metalm is also scored with W_0 frozen and at its longest segments."""
     rows: int = 1
     """Articles read at once; results do not depend on it."""
+    temperatures: tuple[float, ...] = ()
+    """Temperatures of the softmax among which validation articles choose one for each method, under
+    which it is scored once more; none for no such table."""
+
+    def __post_init__(self) -> None:
+        """Checks the temperatures."""
+        if any(not each > 0 for each in self.temperatures):
+            raise ValueError(
+                "a temperature divides the logits; expected evaluation.temperatures above 0, found "
+                f"{self.temperatures}; do change them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +134,9 @@ def awd_lstm() -> ExperimentConfig:
         tuning=TuningConfig(
             tokens=6000, carry_tokens=3000, rule_segments=(10, 20, 5), spreads=(2.0, 3.0)
         ),
-        evaluation=EvaluationConfig(rows=60),
+        evaluation=EvaluationConfig(
+            rows=60, temperatures=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3)
+        ),
     )
 
 

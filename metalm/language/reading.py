@@ -48,6 +48,8 @@ class Readings:
     confidence: list[NDArray[np.float32]] = field(default_factory=list)
     """How sure model and cache were before every token, where that was asked for: `confidence` of
     `segment_loss.py`, then that of `CacheScore`, [numbers, tokens]."""
+    tempered: list[NDArray[np.float64]] = field(default_factory=list)
+    """`nats` under other temperatures, where they were asked for, [temperatures, tokens]."""
     fallbacks: list[int] = field(default_factory=list)
     """How often the fast weights of each text fell back to W_0 because the rule blew up."""
     seconds: float = 0.0
@@ -76,6 +78,8 @@ class Reader:
         segment: tokens between two updates.
         cache: None for no cache.
         confidence: whether to write down how sure model and cache were.
+        temperatures: of the softmax, under which the tokens are scored too; what is learnt does not
+            depend on them.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Reader:
         cache: CacheGrid | None = None,
         *,
         confidence: bool = False,
+        temperatures: Sequence[float] = (),
     ) -> None:
         if segment < 1:
             raise ValueError(
@@ -94,7 +99,7 @@ class Reader:
             )
         self.model, self.rule, self.segment, self.cache = model, rule, segment, cache
         self.slow, self.rest = split(model, fast_names if rule is not None else ())
-        self.loss = SegmentLoss(model, segment, confidence=confidence)
+        self.loss = SegmentLoss(model, segment, confidence=confidence, temperatures=temperatures)
 
     def read(
         self,
@@ -124,7 +129,7 @@ class Reader:
         self.model.eval()
         batch_rows = ArticleRows(texts, iter(range(len(texts))), min(rows, max(1, len(texts))))
         progress = progress or _silent
-        scores = _Scores(texts, self.cache, self.loss.confidence)
+        scores = _Scores(texts, self.cache, self.loss)
         fallbacks = [0] * len(texts)
         try:
             memory = self._fresh_memory(batch_rows)
@@ -143,7 +148,15 @@ class Reader:
             self.model.train(was_training)
         seconds = time.perf_counter() - started
         curves = [] if recorder is None else recorder.curves()
-        return Readings(scores.nats, scores.cache, scores.confidence, fallbacks, seconds, curves)
+        return Readings(
+            nats=scores.nats,
+            cache=scores.cache,
+            confidence=scores.confidence,
+            tempered=scores.tempered,
+            fallbacks=fallbacks,
+            seconds=seconds,
+            curves=curves,
+        )
 
     def _fresh_memory(self, batch_rows: ArticleRows) -> _Memory:
         count = len(batch_rows.enter())
@@ -256,7 +269,7 @@ class _Scores:
     """Token scores, put in their places as the rows go on."""
 
     def __init__(
-        self, texts: Sequence[NDArray[np.int32]], cache: CacheGrid | None, confidence: bool
+        self, texts: Sequence[NDArray[np.int32]], cache: CacheGrid | None, loss: SegmentLoss
     ) -> None:
         self.nats: list[NDArray[np.float64]] = [np.full(len(text), np.nan) for text in texts]
         self.cache: list[NDArray[np.float64]] = []
@@ -265,11 +278,14 @@ class _Scores:
         if thetas:
             self.cache = [np.full((len(thetas), len(text)), np.nan) for text in texts]
         self.confidence: list[NDArray[np.float32]] = []
-        if confidence:
+        if loss.confidence:
             numbers = 2 + (2 * len(thetas) + 2 if thetas else 0)
             self.confidence = [
                 np.full((numbers, len(text)), np.nan, dtype=np.float32) for text in texts
             ]
+        self.tempered: list[NDArray[np.float64]] = []
+        if loss.temperatures:
+            self.tempered = [np.full((len(loss.temperatures), len(text)), np.nan) for text in texts]
 
     def keep(
         self,
@@ -282,11 +298,14 @@ class _Scores:
         counts = batch.mask.sum(0).long().tolist()
         nats = score.nats.double().cpu().numpy()
         sure = None if score.confidence is None else score.confidence.float().cpu().numpy()
+        tempered = None if score.tempered is None else score.tempered.double().cpu().numpy()
         for row, ((text, start), count) in enumerate(zip(places, counts, strict=True)):
             now = slice(start, start + count)
             self.nats[text][now] = nats[:count, row]
             if sure is not None:
                 self.confidence[text][:2, now] = sure[:, :count, row]
+            if tempered is not None:
+                self.tempered[text][:, now] = tempered[:, :count, row]
             memory = caches[row]
             if memory is not None:
                 found = memory.score(

@@ -52,13 +52,15 @@ class ReadingStore:
         cuts = np.cumsum(lengths)[:-1]
         nats, cache = tensors["nats"].numpy(), tensors["cache"].numpy()
         sure = tensors["confidence"].numpy()
+        tempered = tensors["tempered"].numpy() if "tempered" in tensors else ()
         return Readings(
-            np.split(nats, cuts),
-            np.split(cache, cuts, axis=1) if len(cache) else [],
-            np.split(sure, cuts, axis=1) if len(sure) else [],
-            meta["fallbacks"],
-            meta["seconds"],
-            _curves(tensors, meta.get("curves", [])),
+            nats=np.split(nats, cuts),
+            cache=np.split(cache, cuts, axis=1) if len(cache) else [],
+            confidence=np.split(sure, cuts, axis=1) if len(sure) else [],
+            tempered=np.split(tempered, cuts, axis=1) if len(tempered) else [],
+            fallbacks=meta["fallbacks"],
+            seconds=meta["seconds"],
+            curves=_curves(tensors, meta.get("curves", [])),
         )
 
     def put(self, description: Mapping[str, Any], readings: Readings) -> None:
@@ -68,12 +70,16 @@ class ReadingStore:
             np.concatenate(found, axis=1) if found else nothing
             for found in (readings.cache, readings.confidence)
         )
+        tempered = {}
+        if readings.tempered:
+            tempered["tempered"] = torch.from_numpy(np.concatenate(readings.tempered, axis=1))
         checkpoint.save(
             self._path(description),
             {
                 "nats": torch.from_numpy(np.concatenate(readings.nats)),
                 "cache": torch.from_numpy(cache),
                 "confidence": torch.from_numpy(sure),
+                **tempered,
                 **_curve_tensors(readings.curves),
             },
             {

@@ -11,6 +11,7 @@ statistics-N.safetensors  RMS of the training gradients at segments of N (dynami
 stages/NAME/              checkpoints and metrics of a training
 tuning-MODE.json          every trial on validation articles
 mixtures-MODE.safetensors the networks that mix fast copies
+temperatures-MODE.json    the temperature of the softmax that suits each method, where asked for
 readings/SPLIT-MODE/      the loss of every token and the curves of the fast weights, one file a
                           finished reading
 scores-SPLIT-MODE.npz     the loss of every word, for every method

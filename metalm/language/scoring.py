@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from metalm.analysis.scores import ArticleScores, Scores
+from metalm.analysis.tempered import Tempered
 from metalm.analysis.traces import QUANTITIES, Trace
 from metalm.language.articles import Article, ArticleSet
 from metalm.language.cache import CacheConfig
@@ -26,6 +27,7 @@ from metalm.language.mixtures import Mixtures
 from metalm.language.reading import CacheGrid, Readings
 from metalm.language.reading_curves import Curves, along_articles
 from metalm.language.reading_store import ReadingStore
+from metalm.language.temperatures import Temperatures, at_temperature
 from metalm.language.tuning_text import Mode
 from metalm.language.vocabulary import UNKNOWN, split_words
 
@@ -39,6 +41,8 @@ class Scored(NamedTuple):
     """Method -> how often fast weights blew up and fell back to W_0, over all its copies."""
     traces: list[Trace]
     """What was recorded of the fast weights of the methods that learn."""
+    tempered: Tempered | None = None
+    """The same words under temperatures of the methods' own, where they have some."""
 
 
 def score_split(
@@ -51,6 +55,7 @@ def score_split(
     progress: Begin | None = None,
     mixtures: Mixtures | None = None,
     unknown: int | None = None,
+    temperatures: Temperatures | None = None,
 ) -> Scored:
     """Reads every article of a split with every method.
 
@@ -66,6 +71,7 @@ def score_split(
         mixtures: the networks of the methods that have one.
         unknown: the token that stands for every unknown word; such a word is called "<unk>" in the
             scores, so that they say how many there are.
+        temperatures: under which the methods are scored once more.
     """
     lengths = articles.lengths.tolist()
     losses: dict[str, list[NDArray[np.float64]]] = {}
@@ -77,7 +83,10 @@ def score_split(
     texts: list[NDArray[np.int32]] = [article.tokens for article in articles]
     if mode == "carry":
         texts = [np.concatenate(texts)]
-    found = _read_or_recall(models, list(requests.values()), texts, store, rows, progress)
+    warm = temperatures or Temperatures((), {})
+    found = _read_or_recall(
+        models, list(requests.values()), texts, store, rows, progress, warm.grid
+    )
     read = dict(zip(requests, found, strict=True))
     for key, group in groups.items():
         if any(len(method.multiples) == 1 for method in group):
@@ -87,12 +96,31 @@ def score_split(
         copies = [read[_key(copy)] for copy in method.copies()]
         losses[method.name] = _split_at(_nats(copies, method, mixtures or {}), lengths)
         fallbacks[method.name] = sum(sum(copy.readings.fallbacks) for copy in copies)
-    names = tuple(method.name for method in methods)
+    tempered = {}
+    for method in methods:
+        if method.name in warm.chosen:
+            place = warm.grid.index(warm.chosen[method.name])
+            copies = [read[_key(copy)].at_temperature(place) for copy in method.copies()]
+            tempered[method.name] = _split_at(_nats(copies, method, {}), lengths)
+    return Scored(
+        _scores(articles, losses, unknown),
+        fallbacks,
+        traces,
+        Tempered(temperatures=dict(warm.chosen), scores=_scores(articles, tempered, unknown))
+        if tempered
+        else None,
+    )
+
+
+def _scores(
+    articles: ArticleSet, losses: Mapping[str, Sequence[NDArray[np.float64]]], unknown: int | None
+) -> Scores:
+    """Of every method and article, from the losses of their tokens."""
     scored = tuple(
-        _article_scores(article, {name: losses[name][number] for name in names}, unknown)
+        _article_scores(article, {name: of[number] for name, of in losses.items()}, unknown)
         for number, article in enumerate(articles)
     )
-    return Scored(Scores(methods=names, articles=scored), fallbacks, traces)
+    return Scores(methods=tuple(losses), articles=scored)
 
 
 def _traces(
@@ -125,6 +153,10 @@ class _Read(NamedTuple):
     readings: Readings
     grid: CacheGrid | None
 
+    def at_temperature(self, place: int) -> _Read:
+        """The same, scored under one of its temperatures."""
+        return self._replace(readings=at_temperature(self.readings, place))
+
 
 def _read_or_recall(
     models: TrainedModels,
@@ -133,10 +165,11 @@ def _read_or_recall(
     store: ReadingStore,
     rows: int,
     progress: Begin | None,
+    temperatures: Sequence[float],
 ) -> list[_Read]:
     """The reading of every request, from the store if it was finished there."""
     lengths = [len(text) for text in texts]
-    descriptions = [_description(models, request, texts) for request in requests]
+    descriptions = [_description(models, request, texts, temperatures) for request in requests]
     found = [store.get(description, lengths) for description in descriptions]
     missing = [place for place, one in enumerate(found) if one is None]
     for places, several in read_copies(
@@ -145,6 +178,7 @@ def _read_or_recall(
         texts,
         rows,
         confidence=True,
+        temperatures=temperatures,
         curves=True,
         progress=progress,
     ):
@@ -158,11 +192,13 @@ def _read_or_recall(
     ]
 
 
-def _description(models: TrainedModels, request: Request, texts: Texts) -> dict[str, Any]:
+def _description(
+    models: TrainedModels, request: Request, texts: Texts, temperatures: Sequence[float]
+) -> dict[str, Any]:
     """Everything that a reading's scores depend on."""
     method, grid = request
     model, rule = models.model(method), models.rule(method)
-    return {
+    described = {
         "text": _checksum(texts),
         "weights": _checksum(_numbers(model) + ([] if rule is None else _numbers(rule))),
         "model": method.model,
@@ -172,6 +208,7 @@ def _description(models: TrainedModels, request: Request, texts: Texts) -> dict[
         "cache": None if grid is None else [list(grid.thetas), grid.window],
         "confidence": True,
     }
+    return described | ({"temperatures": list(temperatures)} if temperatures else {})
 
 
 def _numbers(module: torch.nn.Module) -> list[NDArray[np.generic]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,8 @@ class SegmentScore(NamedTuple):
     """[time, rows, embedding], the model's last output."""
     confidence: Tensor | None = None
     """[2, time, rows]: `confidence` of the logits, where it was asked for."""
+    tempered: Tensor | None = None
+    """[temperatures, time, rows], `nats` under other temperatures, where they were asked for."""
 
 
 class SegmentLoss:
@@ -39,10 +42,19 @@ class SegmentLoss:
         model: called with the parameters it is given.
         segment: tokens in a full segment.
         confidence: whether the score says how sure the model was.
+        temperatures: under which the tokens are scored too; the loss stays that of temperature 1.
     """
 
-    def __init__(self, model: LanguageModel, segment: int, *, confidence: bool = False) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        segment: int,
+        *,
+        confidence: bool = False,
+        temperatures: Sequence[float] = (),
+    ) -> None:
         self.model, self.segment, self.confidence = model, segment, confidence
+        self.temperatures = tuple(temperatures)
 
     def __call__(
         self, parameters: Parameters, batch: SegmentBatch, state: ModelState
@@ -51,15 +63,16 @@ class SegmentLoss:
         output = call(self.model, parameters, batch.inputs, state)
         nats = token_nats(output.logits, batch.targets) * batch.mask
         losses = nats.sum(0) / self.segment
-        return (
-            losses,
-            SegmentScore(
-                nats.detach(),
-                output.features.detach(),
-                confidence(output.logits.detach()) if self.confidence else None,
-            ),
-            output.state,
+        logits = output.logits.detach()
+        score = SegmentScore(
+            nats.detach(),
+            output.features.detach(),
+            confidence(logits) if self.confidence else None,
+            tempered_nats(logits, batch.targets, self.temperatures) * batch.mask
+            if self.temperatures
+            else None,
         )
+        return losses, score, output.state
 
 
 def lost_rows(score: SegmentScore, batch: SegmentBatch, vocabulary_size: int) -> Tensor:
@@ -96,3 +109,8 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     ).view_as(targets)
     said = logits.detach().sum(-1).isfinite()
     return torch.where(said, nats, math.log(logits.shape[-1]))
+
+
+def tempered_nats(logits: Tensor, targets: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """`token_nats` of the logits over each temperature, [temperatures, time, rows]."""
+    return torch.stack([token_nats(logits / each, targets) for each in temperatures])
