@@ -161,6 +161,7 @@ def awd_lstm_1cycle() -> ExperimentConfig:
             clip=0.12,
             alpha=3.0,
             beta=1.5,
+            validation_rows=100,
         ),
     )
 
