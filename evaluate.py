@@ -7,7 +7,7 @@
     python evaluate.py runs/wikitext-2 --text FILE ...          # any .txt or .md files, at once
     python evaluate.py --text FILE ...                          # with the model of the package
     python evaluate.py runs/glyphs-5-way-1-shot/maml            # a few-shot method
-    torchrun --nproc-per-node 2 evaluate.py runs/wikitext-2     # two processes share the articles
+    torchrun --nproc-per-node 2 -- evaluate.py runs/wikitext-2  # two processes share the articles
 
 Settings are tuned on validation articles of the run's own data, once, before anything is scored.
 The report is a page, report.html, that opens in any browser, offline.

@@ -8,7 +8,8 @@
                                                  # articles; or one .jsonl file of articles
     python train.py --preset small --dry-run     # print the resolved configuration
     python train.py fewshot --help               # few-shot learning instead
-    torchrun --nproc-per-node 2 train.py ...     # two processes (or: accelerate launch --multi_gpu)
+    torchrun --nproc-per-node 2 -- train.py ...  # two processes share the rows of every batch, and
+                                                 # the articles; accelerate launch does it too
 
 Everything goes into one folder under runs/. The same command continues a run that was stopped.
 """

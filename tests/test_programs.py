@@ -315,6 +315,17 @@ def test_a_dry_run_prints_the_resolved_configuration(train, here, capsys):
     assert list(here.iterdir()) == []
 
 
+def test_what_several_processes_cannot_share(train, evaluate, here, monkeypatch, capsys):
+    Path("own.txt").write_text("a")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train.main(["fewshot", "--data", "sine"]) == 2
+    error = "few-shot learning runs in one process; expected one, found 2; start it without torch"
+    assert error in capsys.readouterr().err
+    options = evaluate.parse(["--text", "own.txt"])
+    with pytest.raises(ValueError, match="reading single files runs in one process"):
+        evaluate.run(options, "")
+
+
 def test_presets_follow_the_data(train, here, capsys):
     for words, preset in (([], "tiny"), (["--data", "wikitext-2"], "small")):
         assert train.main([*words, "--dry-run"]) == 0

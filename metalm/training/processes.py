@@ -1,12 +1,14 @@
 """Several processes of one program, which share the rows of every batch.
 
-    torchrun --nproc-per-node 2 train.py ...
+    torchrun --nproc-per-node 2 -- train.py ...
     accelerate launch --multi_gpu --num_processes 2 train.py ...
 
-Both start the program so many times and say in the environment how the processes find each other
-(RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT). All of them do the same, on different rows; they meet
-in the functions of this file, each of which EVERY process has to call. Process 0 alone writes. A
-program that was started by itself does not touch torch.distributed.
+(Without the --, torchrun takes --run for an option of its own; without GPUs, too, it is --multi_gpu
+that makes accelerate start several processes.) Both start the program so many times and say in the
+environment how the processes find each other (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT). All of
+them do the same, on different rows; they meet in the functions of this file, each of which EVERY
+process has to call. Process 0 alone writes. A program that was started by itself does not touch
+torch.distributed.
 """
 
 from __future__ import annotations
@@ -250,8 +252,8 @@ def _joined() -> Iterator[None]:
         yield
     finally:
         _group = _ALONE
-    # Not after an error: it could wait for those that are lost, and the program ends anyway.
-    distributed.destroy_process_group()
+        # After an error too: threads of the group that still run when Python ends abort it.
+        distributed.destroy_process_group()
 
 
 @contextmanager

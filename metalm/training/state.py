@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalm.training.processes import count
+
 _TENSOR = "__tensor__"
 _TUPLE = "__tuple__"
 _ITEMS = "__items__"
@@ -120,8 +122,11 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
     """Put the global generators back into the states that `random_states` found."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
-    if "cuda" in states and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if "cuda" in states and torch.cuda.is_available():
+        if count() == 1 and len(states["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(states["cuda"])
+        else:  # each of several processes draws on its own device what the first, on device 0, does
+            torch.cuda.set_rng_state(states["cuda"][0])
     numpy = sys.modules.get("numpy")
     if numpy is not None and "numpy" in states:
         numpy.random.set_state(states["numpy"])

@@ -10,9 +10,9 @@ import torch
 from metalm.language.reading import Readings
 from metalm.language.reading_curves import Curves
 from metalm.language.reading_store import ReadingStore
-from metalm.language.row_share import RowShare, in_turn, own_parts
+from metalm.language.row_share import RowShare, in_turn, own_parts, own_share
 from metalm.language.shared_texts import deal, gathered
-from metalm.training import checkpoint
+from metalm.training import checkpoint, processes
 
 
 def program():
@@ -152,6 +152,13 @@ def test_every_part_draws_the_same_numbers():
     for _ in in_turn(RowShare(0, 4, 4).parts(3)):
         assert torch.equal(torch.rand(3), expected)
     assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_more_processes_than_rows_are_refused(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 6)
+    message = "too few rows for 6 processes; expected at least as many, found 5; use fewer"
+    with pytest.raises(ValueError, match=message):
+        own_share(5)
 
 
 @pytest.mark.parametrize("parts", [0, 6])
