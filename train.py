@@ -2,7 +2,7 @@
 
     python train.py                              # the embedded default: the documentation inside
                                                  # Python, five minutes
-    python train.py --data wikitext-2            # WikiText-2 from the hub, preset small: 1.5 hours
+    python train.py --data wikitext-2            # WikiText-2 from the hub, preset small: two hours
                                                  # of training on two cores, then the evaluation
     python train.py --data FOLDER                # wiki.*.tokens files, or your own .txt or .md
                                                  # articles; or one .jsonl file of articles
