@@ -76,6 +76,7 @@ class Reader:
         segment: tokens between two updates.
         cache: None for no cache.
         confidence: whether to write down how sure model and cache were.
+        surprise: power of its loss by which a token weighs in what is learnt from.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Reader:
         cache: CacheGrid | None = None,
         *,
         confidence: bool = False,
+        surprise: float = 0.0,
     ) -> None:
         if segment < 1:
             raise ValueError(
@@ -94,7 +96,7 @@ class Reader:
             )
         self.model, self.rule, self.segment, self.cache = model, rule, segment, cache
         self.slow, self.rest = split(model, fast_names if rule is not None else ())
-        self.loss = SegmentLoss(model, segment, confidence=confidence)
+        self.loss = SegmentLoss(model, segment, confidence=confidence, surprise=surprise)
 
     def read(
         self,

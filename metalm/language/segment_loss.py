@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metalm.adapt.token_losses import by_surprise, check_surprise, token_nats
 from metalm.language.article_batches import SegmentBatch
 from metalm.language.model import LanguageModel, ModelState
+from metalm.meta.inner_problem import TwoLosses
 from metalm.meta.parameters import Parameters, call
 
 # A row whose segment is worse than this many times the uniform guess has lost its way; of fewer
@@ -39,20 +41,37 @@ class SegmentLoss:
         model: called with the parameters it is given.
         segment: tokens in a full segment.
         confidence: whether the score says how sure the model was.
+        surprise: what is learnt from weighs each token by its own loss to this power
+            (`by_surprise`); what counts, and the scores, stay what they are.
+
+    Raises:
+        ValueError: a negative surprise.
     """
 
-    def __init__(self, model: LanguageModel, segment: int, *, confidence: bool = False) -> None:
-        self.model, self.segment, self.confidence = model, segment, confidence
+    def __init__(
+        self,
+        model: LanguageModel,
+        segment: int,
+        *,
+        confidence: bool = False,
+        surprise: float = 0.0,
+    ) -> None:
+        check_surprise(surprise)
+        self.model, self.segment = model, segment
+        self.confidence, self.surprise = confidence, surprise
 
     def __call__(
         self, parameters: Parameters, batch: SegmentBatch, state: ModelState
-    ) -> tuple[Tensor, SegmentScore, ModelState]:
+    ) -> tuple[Tensor | TwoLosses, SegmentScore, ModelState]:
         """Losses [rows], the score of every token, and the next hidden state."""
         output = call(self.model, parameters, batch.inputs, state)
         nats = token_nats(output.logits, batch.targets) * batch.mask
         losses = nats.sum(0) / self.segment
+        found: Tensor | TwoLosses = losses
+        if self.surprise:
+            found = TwoLosses(losses, by_surprise(nats, self.surprise).sum(0) / self.segment)
         return (
-            losses,
+            found,
             SegmentScore(
                 nats.detach(),
                 output.features.detach(),
@@ -82,17 +101,3 @@ def confidence(logits: Tensor) -> Tensor:
     said = logits.sum(-1, keepdim=True).isfinite()
     logs = torch.where(said, logits, 0.0).log_softmax(-1)
     return torch.stack((logs.amax(-1), torch.special.entr(logs.exp()).sum(-1)))
-
-
-def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Minus log probability of each target, [time, rows], in nats.
-
-    Where the logits are not finite the model has said nothing, and the uniform distribution speaks
-    for it: the choice does not look at the target.
-    """
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    nats = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), reduction="none"
-    ).view_as(targets)
-    said = logits.detach().sum(-1).isfinite()
-    return torch.where(said, nats, math.log(logits.shape[-1]))
