@@ -25,7 +25,7 @@ from metalm.meta.fork import forward_copy
 from metalm.meta.meta_gradient import inner_gradient
 from metalm.meta.parameters import choose, split
 from metalm.meta.rules.learned_rates import LearnedRates
-from metalm.meta.unroll import unroll
+from metalm.meta.unroll import TwoLosses, unroll
 from metalm.training.allocator import keep_freed_memory
 
 
@@ -68,7 +68,7 @@ def main() -> None:
         for batch in batches:
             leaves, shared = forward_copy(fast), forward_copy(rest)
             losses, _, state = loss({**shared, **leaves}, batch, state)
-            inner_gradient(losses.sum(), {**leaves, **shared})
+            inner_gradient(TwoLosses.of(losses).counted.sum(), {**leaves, **shared})
             state = tuple(type(s)(s.hidden.detach(), s.cell.detach()) for s in state)
 
     def meta() -> None:
@@ -91,7 +91,7 @@ def main() -> None:
         state = model.initial_state(options.rows)
         for batch in batches:
             losses, _, state = loss(dict(model.named_parameters()), batch, state)
-            losses.sum().backward()
+            TwoLosses.of(losses).counted.sum().backward()
             state = tuple(type(s)(s.hidden.detach(), s.cell.detach()) for s in state)
 
     times = take_turns([inner, meta, plain], options.rounds, options.device)

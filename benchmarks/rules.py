@@ -172,7 +172,11 @@ def read(
         settings=trial.settings,
     )
     reader = Reader(
-        models.model(method), models.rule(method), models.fast_names(method), trial.segment
+        models.model(method),
+        models.rule(method),
+        models.fast_names(method),
+        trial.segment,
+        surprise=method.surprise,
     )
     if cell.mode == "carry":
         whole = reader.read([np.concatenate(texts)]).nats[0]

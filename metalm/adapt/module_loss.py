@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metalm.adapt.token_losses import by_surprise, token_nats
+from metalm.meta.inner_problem import TwoLosses
 from metalm.meta.parameters import Parameters, call
 from metalm.meta.tree import replace, tensors
 
@@ -45,23 +47,33 @@ class ModuleLoss:
         segment: tokens in a full segment.
         batch_first: whether tokens are [batch, time] and logits [batch, time, vocabulary];
             otherwise [time, batch] and [time, batch, vocabulary].
+        surprise: power of its loss by which a token weighs in what is learnt from.
     """
 
     def __init__(
-        self, module: nn.Module, fast_names: Sequence[str], segment: int, batch_first: bool
+        self,
+        module: nn.Module,
+        fast_names: Sequence[str],
+        segment: int,
+        batch_first: bool,
+        surprise: float = 0.0,
     ) -> None:
         self.module, self.fast_names = module, frozenset(fast_names)
-        self.segment, self.batch_first = segment, batch_first
+        self.segment, self.batch_first, self.surprise = segment, batch_first, surprise
 
     def __call__(
         self, parameters: Parameters, batch: Segment, state: Any
-    ) -> tuple[Tensor, SegmentScore, Any]:
+    ) -> tuple[Tensor | TwoLosses, SegmentScore, Any]:
         """Losses [] or [texts], the score of every token, and the next state of the module."""
         alone = batch.inputs.dim() == 1
         logits, state = (self._one if alone else self._several)(parameters, batch.inputs, state)
         nats = token_nats(logits, batch.targets)
         lost = nats.detach().mean(-1) > _LOST * math.log(max(2, logits.shape[-1]))
-        return nats.sum(-1) / self.segment, SegmentScore(nats.detach(), lost), state
+        losses = nats.sum(-1) / self.segment
+        found: Tensor | TwoLosses = losses
+        if self.surprise:
+            found = TwoLosses(losses, by_surprise(nats, self.surprise).sum(-1) / self.segment)
+        return found, SegmentScore(nats.detach(), lost), state
 
     def _one(self, parameters: Parameters, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         logits, state = self.logits(parameters, inputs.unsqueeze(0), state)
@@ -128,21 +140,3 @@ def _parts(output: Any) -> tuple[Tensor, Any]:
         "the model gave something else than expected; expected (logits, state), found "
         f"{type(output).__name__}; wrap it in a module that takes (tokens, state) and gives these"
     )
-
-
-def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Minus log probability of each target, in nats, at least in float32.
-
-    Where the logits are not finite the model has said nothing, and the uniform distribution speaks
-    for it: the choice does not look at the target.
-
-    Args:
-        logits: [..., vocabulary].
-        targets: int64 [...].
-    """
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    flat = logits.flatten(0, -2)
-    nats = nn.functional.cross_entropy(flat, targets.flatten(), reduction="none").view_as(targets)
-    said = logits.detach().sum(-1).isfinite()
-    return torch.where(said, nats, math.log(logits.shape[-1]))

@@ -28,6 +28,7 @@ from metalm.adapt.text_rows import (
     stacked,
     token_ids,
 )
+from metalm.adapt.token_losses import check_surprise
 from metalm.meta.fork import forgotten
 from metalm.meta.parameters import Parameters, choose, split
 from metalm.meta.tree import detach
@@ -64,10 +65,12 @@ class AdaptiveReader:
         initial_state: gives the model's state at the start of so many texts; None begins with None.
         batch_first: whether tokens are [batch, time] and logits [batch, time, vocabulary];
             otherwise [time, batch] and [time, batch, vocabulary].
+        surprise: what is learnt from weighs each token by its own loss to this power (`by_surprise`
+            in `token_losses.py`); scores stay what they are. 0 weighs all alike.
 
     Raises:
         ValueError: no such parameters, parameters in half precision, a rule that was made for
-            other parameters, or a segment without tokens.
+            other parameters, a segment without tokens, or a negative surprise.
     """
 
     def __init__(
@@ -80,21 +83,23 @@ class AdaptiveReader:
         start_token: int | None = None,
         initial_state: Callable[[int], Any] | None = None,
         batch_first: bool = True,
+        surprise: float = 0.0,
     ) -> None:
+        check_surprise(surprise)
         if segment < 1:
             raise ValueError(
                 f"a segment has tokens; expected at least 1, found {segment}; do change it"
             )
         self.model, self.rule, self.segment = model, rule, segment
         self.start_token, self.initial_state = start_token, initial_state
-        self.batch_first = batch_first
+        self.batch_first, self.surprise = batch_first, surprise
         made_for = getattr(rule, "names", None)
         self.fast_names = choose(model, (made_for or ("*",)) if fast is None else fast)
         _check_names(self.fast_names, made_for)
         slow, rest = split(model, self.fast_names)
         self.slow, self.rest = forgotten(slow), forgotten(rest)
         _check_precision(self.slow)
-        self.loss = ModuleLoss(model, self.fast_names, segment, batch_first)
+        self.loss = ModuleLoss(model, self.fast_names, segment, batch_first, surprise)
 
     def with_rule(self, rule: AbstractUpdateRule | None) -> AdaptiveReader:
         """The same model and fast weights under another rule."""
@@ -106,6 +111,7 @@ class AdaptiveReader:
             start_token=self.start_token,
             initial_state=self.initial_state,
             batch_first=self.batch_first,
+            surprise=self.surprise,
         )
 
     @property

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from metalm.adapt.module_loss import Segment, token_nats
+from metalm.adapt.module_loss import Segment
 from metalm.adapt.reader import AdaptiveReader, evaluating
 from metalm.adapt.text_rows import Memory, TextRow, token_ids
+from metalm.adapt.token_losses import token_nats
 from metalm.meta.gradient_statistics import GradientStatistics
 from metalm.meta.parameters import Parameters
 from metalm.meta.rules.learned_rates import Granularity, LearnedRates
@@ -180,6 +181,7 @@ def _learn(
         rule_state=row.memory.rule_state,
         truncate=True,
         weights=[reader.segment / tokens] * len(batches),
+        apart=reader.surprise > 0.0,
     ).cut()
     optimizer.zero_grad(set_to_none=True)
     after.meta_loss.backward()

@@ -28,12 +28,12 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from metalm.adapt.token_losses import token_nats
 from metalm.language.prediction import (
     AbstractPrediction,
     at_least_float32,
     cross_entropy,
     is_finite,
-    token_nats,
 )
 from metalm.language.row_linear import row_linear
 from metalm.language.tied_embedding import SPREAD, Tables, look_up

@@ -1,8 +1,8 @@
 """Readings of several fast copies, and of rivals: one after the other, or side by side.
 
 A single long text (the carry-on mode) leaves a batch one row. Where several ways to learn read it
-from the same model with segments of the same length, each gets a row of its own: their recurrent
-products are then shared, as those of several articles are.
+from the same model with segments of the same length and the same surprise, each gets a row of its
+own: their recurrent products are then shared, as those of several articles are.
 
 Several processes share the texts; of a single text, the ways to learn. Each ends up with all
 readings.
@@ -120,6 +120,7 @@ class _How(NamedTuple):
             grid,
             confidence=self.confidence,
             temperatures=self.temperatures,
+            surprise=one.surprise,
         )
         repeated = [text for text in texts for _ in methods]
         recorder = None
@@ -138,7 +139,7 @@ def _together(models: TrainedModels, requests: Sequence[Request], most: int) -> 
     for place, (method, grid) in enumerate(requests):
         rule = models.rule(method)
         alone = most == 1 or not isinstance(rule, AbstractStepRule)
-        shared = (method.model, method.segment, models.fast_names(method), grid)
+        shared = (method.model, method.segment, method.surprise, models.fast_names(method), grid)
         groups.setdefault(place if alone else shared, []).append(place)
     for group in groups.values():
         for start in range(0, len(group), most):

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from metalm.adapt.token_losses import check_surprise
 from metalm.language.article_batches import SegmentBatch, select_rows, set_rows
 from metalm.language.article_passes import ArticlePasses
 from metalm.language.articles import ArticleSet
@@ -64,6 +65,10 @@ class MetaTrainingConfig:
     """"forward" carries the meta-gradient of order 1 along, through the whole article so far."""
     bfloat16: bool = True
     """Matrix products in bfloat16 where the hardware has it; everything else in float32."""
+    surprise: float = 0.0
+    """Power of its loss by which a token weighs in what is learnt from while reading. The weights
+    are held constant at both orders, and what counts is the unweighted loss. More time and memory
+    than without."""
 
     def __post_init__(self) -> None:
         """Checks that the parts of the recipe fit."""
@@ -77,6 +82,12 @@ class MetaTrainingConfig:
                 "forward mode has order 1 and needs no checkpoints; expected order 1 and "
                 f"checkpoint_every 0, found {self.order} and {self.checkpoint_every}; do change "
                 "them, or use mode 'reverse'"
+            )
+        check_surprise(self.surprise)
+        if self.mode == "forward" and self.surprise:
+            raise ValueError(
+                "forward mode learns from what counts; expected surprise 0, found "
+                f"{self.surprise}; do change it, or use mode 'reverse'"
             )
         least = 1 if self.mode == "forward" else 2
         if self.unroll < least:
@@ -215,7 +226,7 @@ class MetaTraining:
         model.requires_grad_(model_optimizer is not None)
         self.slow, self.rest = split(model, fast_names)
         self.optimizer = torch.optim.Adam(rule.parameters(), lr=config.learning_rate)
-        self.loss = SegmentLoss(model, config.segment)
+        self.loss = SegmentLoss(model, config.segment, surprise=config.surprise)
         self.passes = ArticlePasses(articles, config.rows, seed)
         self.fast: Parameters = {
             name: weight.detach().expand(self.share.size, *weight.shape).clone()
@@ -276,6 +287,7 @@ class MetaTraining:
             rule_state=part.within(own, self.rule_state),
             weights=[weight] * len(batches),
             segment=config.checkpoint_every or None,
+            apart=config.surprise > 0.0,
         ).cut()
 
     def _keep(self, part: RowShare, unrolled: Unrolled) -> None:

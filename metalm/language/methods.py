@@ -20,6 +20,9 @@ from metalm.meta.update_rule import AbstractUpdateRule
 # little (EXPERIMENTS.md compares).
 ALL_BUT_RECURRENT = ("embedding.*", "decoder.*", "*input_weight", "*_bias")
 
+SURPRISE = "surprise"
+"""The setting that belongs to the loss and not to the rule."""
+
 ModelName = Literal["control", "joint"]
 Learning = Literal["none", "sgd", "rms", "rule", "joint"]
 
@@ -29,8 +32,8 @@ class Method:
     """One line of the comparison.
 
     The settings that a way of learning understands: `rate`, `decay` (sgd, rms), `eps` in units of
-    the mean RMS (rms), `rate_scale` and `decay_scale` (rule,
-    joint).
+    the mean RMS (rms), `rate_scale` and `decay_scale` (rule, joint); and each of them `surprise`,
+    the power by which a token's loss weighs it in what is learnt from, 0 where it is not named.
     """
 
     name: str
@@ -51,6 +54,11 @@ class Method:
     """What multiplies the rate in each fast copy; several copies are mixed (`mixing.py`)."""
     learned_mixture: bool = False
     """Whether a network adjusts the weights of the mixture (`mixture_network.py`)."""
+
+    @property
+    def surprise(self) -> float:
+        """See the settings."""
+        return self.settings.get(SURPRISE, 0.0)
 
     def copies(self) -> list[Method]:
         """The method of each fast copy by itself, without a cache."""
@@ -90,6 +98,7 @@ STEPS: Mapping[str, float] = {
     "eps": 2.0,
     "rate_scale": 1.6,
     "decay_scale": 4.0,
+    SURPRISE: 2.0,
 }
 
 # Which setting is the rate.
@@ -121,6 +130,13 @@ class TrainedModels:
     """Parameters that dynamic evaluation adapts."""
     statistics: Mapping[int, Parameters]
     """Segment length -> RMS of the control's training gradients (for dynamic evaluation)."""
+    surprises: Mapping[str, float] = field(default_factory=dict)
+    """rule and joint: the surprise that they were trained with; 0 where they are not named."""
+
+    def start(self, learning: Learning) -> Mapping[str, float]:
+        """Where the search begins, and what an untuned method reads with; see `STARTS`."""
+        surprise = self.surprises.get(learning, 0.0)
+        return {**STARTS[learning], **({SURPRISE: surprise} if surprise else {})}
 
     def model(self, method: Method) -> LanguageModel:
         """The model that a method reads with."""
@@ -153,10 +169,14 @@ class TrainedModels:
 def set_scales(rule: AbstractUpdateRule, settings: Mapping[str, float]) -> None:
     """Writes tuned numbers into the scales of that name that a trained rule has as buffers.
 
+    The surprise is left to the loss.
+
     Raises:
         ValueError: the rule has no scale of that name.
     """
     for name, value in settings.items():
+        if name == SURPRISE:
+            continue
         scale = getattr(rule, name, None)
         if not isinstance(scale, Tensor):
             raise ValueError(

@@ -19,7 +19,7 @@ from metalm.analysis.tables import Cost, print_tables
 from metalm.language.articles import SCHEMA, ArticleSet
 from metalm.language.comparison import compared_methods
 from metalm.language.experiment import read_trials
-from metalm.language.methods import NAMES, STARTS, Method, TrainedModels
+from metalm.language.methods import NAMES, Method, TrainedModels
 from metalm.language.mixtures import Mixtures, kept_mixtures
 from metalm.language.presets import ExperimentConfig
 from metalm.language.pretrained import Pretrained, ReadingMode
@@ -89,7 +89,7 @@ def untuned_methods(models: TrainedModels, config: ExperimentConfig) -> list[Met
                 model="joint",
                 learning="joint",
                 segment=config.joint.segment,
-                settings=STARTS["joint"],
+                settings=models.start("joint"),
             )
         )
     return methods

@@ -7,11 +7,12 @@ for logits.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
+
+from metalm.adapt.token_losses import token_nats
 
 
 class AbstractPrediction(ABC):
@@ -61,17 +62,6 @@ class FullPrediction(AbstractPrediction):
 
     def scores(self, targets: Tensor) -> Tensor:  # noqa: D102 - of the interface
         return token_nats(self._logits, targets)
-
-
-def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Minus log probability of each target, [time, rows], in nats.
-
-    Where the logits are not finite the model has said nothing, and the uniform distribution speaks
-    for it: the choice does not look at the target.
-    """
-    return torch.where(
-        is_finite(logits), cross_entropy(logits, targets), math.log(logits.shape[-1])
-    )
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

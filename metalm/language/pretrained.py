@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from metalm.adapt import AdaptiveReader
 from metalm.language import compact, pretrained_files
-from metalm.language.methods import NAMES, Method, TrainedModels, set_scales
+from metalm.language.methods import NAMES, SURPRISE, Method, TrainedModels, set_scales
 from metalm.language.model import LanguageModel
 from metalm.language.model_card import model_card
 from metalm.language.pretrained_config import PretrainedConfig, ReadingSettings
@@ -190,6 +190,7 @@ class Pretrained:
             start_token=END_OF_LINE,
             initial_state=self.model.initial_state,
             batch_first=False,
+            surprise=reading.settings.get(SURPRISE, 0.0),
         )
 
     def trained_models(self) -> TrainedModels:

@@ -80,6 +80,7 @@ class Reader:
         confidence: whether to write down how sure model and cache were.
         temperatures: of the softmax, under which the tokens are scored too; what is learnt does not
             depend on them.
+        surprise: power of its loss by which a token weighs in what is learnt from.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Reader:
         *,
         confidence: bool = False,
         temperatures: Sequence[float] = (),
+        surprise: float = 0.0,
     ) -> None:
         if segment < 1:
             raise ValueError(
@@ -99,7 +101,9 @@ class Reader:
             )
         self.model, self.rule, self.segment, self.cache = model, rule, segment, cache
         self.slow, self.rest = split(model, fast_names if rule is not None else ())
-        self.loss = SegmentLoss(model, segment, confidence=confidence, temperatures=temperatures)
+        self.loss = SegmentLoss(
+            model, segment, confidence=confidence, temperatures=temperatures, surprise=surprise
+        )
 
     def read(
         self,

@@ -84,6 +84,7 @@ def _measure(
         copy.segment,
         grid,
         confidence=sure,
+        surprise=copy.surprise,
     )
     reader.read(texts, len(texts))  # warms up
     reset_peak_memory()

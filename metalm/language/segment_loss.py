@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metalm.adapt.token_losses import by_surprise, check_surprise, token_nats
 from metalm.language.article_batches import SegmentBatch
 from metalm.language.model import LanguageModel, ModelState
-from metalm.language.prediction import token_nats
+from metalm.meta.inner_problem import TwoLosses
 from metalm.meta.parameters import Parameters, call
 
 # A row whose segment is worse than this many times the uniform guess has lost its way; of fewer
@@ -44,6 +45,11 @@ class SegmentLoss:
         segment: tokens in a full segment.
         confidence: whether the score says how sure the model was.
         temperatures: under which the tokens are scored too; the loss stays that of temperature 1.
+        surprise: what is learnt from weighs each token by its own loss to this power
+            (`by_surprise`); what counts, and the scores, stay what they are.
+
+    Raises:
+        ValueError: a negative surprise.
     """
 
     def __init__(
@@ -53,17 +59,23 @@ class SegmentLoss:
         *,
         confidence: bool = False,
         temperatures: Sequence[float] = (),
+        surprise: float = 0.0,
     ) -> None:
-        self.model, self.segment, self.confidence = model, segment, confidence
+        check_surprise(surprise)
+        self.model, self.segment = model, segment
+        self.confidence, self.surprise = confidence, surprise
         self.temperatures = tuple(temperatures)
 
     def __call__(
         self, parameters: Parameters, batch: SegmentBatch, state: ModelState
-    ) -> tuple[Tensor, SegmentScore, ModelState]:
+    ) -> tuple[Tensor | TwoLosses, SegmentScore, ModelState]:
         """Losses [rows], the score of every token, and the next hidden state."""
         output = call(self.model, parameters, batch.inputs, state)
         nats = output.prediction.scores(batch.targets) * batch.mask
         losses = nats.sum(0) / self.segment
+        found: Tensor | TwoLosses = losses
+        if self.surprise:
+            found = TwoLosses(losses, by_surprise(nats, self.surprise).sum(0) / self.segment)
         sure = tempered = None
         with torch.no_grad():
             if self.confidence:
@@ -72,7 +84,7 @@ class SegmentLoss:
                 tempered = tempered_nats(output.logits, batch.targets, self.temperatures)
                 tempered = tempered * batch.mask
         score = SegmentScore(nats.detach(), output.features.detach(), sure, tempered)
-        return losses, score, output.state
+        return found, score, output.state
 
 
 def lost_rows(score: SegmentScore, batch: SegmentBatch, vocabulary_size: int) -> Tensor:

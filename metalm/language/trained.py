@@ -54,7 +54,13 @@ def load_trained(
         )
         for segment in wanted
     }
-    return TrainedModels(models=models, rules=rules, rival_names=rival_names, statistics=statistics)
+    return TrainedModels(
+        models=models,
+        rules=rules,
+        rival_names=rival_names,
+        statistics=statistics,
+        surprises={"rule": config.rule.surprise, "joint": config.joint.surprise},
+    )
 
 
 def load_model(folder: RunFolder, name: str, config: ExperimentConfig) -> LanguageModel:

@@ -3,7 +3,8 @@
 The search walks (`settings_search.py`): at the longest segments over all settings and then in half
 steps, at shorter ones over the rate. Every trial is also mixed with the cache over a grid of theta
 and lambda. Last walks over all settings go from the best trial and from the best with a cache,
-so that a method with a cache has settings of its own. All trials are recorded.
+so that a method with a cache has settings of its own; where the configuration says so, they go
+once more with surprising tokens weighing more. All trials are recorded.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from metalm.language.copy_readings import Begin, Request, read_copies
 from metalm.language.methods import (
     NAMES,
     RATES,
-    STARTS,
     STEPS,
+    SURPRISE,
     Learning,
     Method,
     ModelName,
@@ -121,7 +122,7 @@ def tune(
         config: grids.
         report: told every trial.
         start: where the search begins (for the first segment length), such as the settings of the
-            other reading mode; by default `STARTS`.
+            other reading mode; by default that of the models.
         progress: told of every reading as it begins.
     """
     evaluate_at = evaluator(models, learning, model, text, config, report, progress)
@@ -129,7 +130,7 @@ def tune(
         return [*evaluate_at(64)([{}])]
     ahead = len(text.texts) == 1  # several settings then read it side by side
     segments = config.segments if learning in ("sgd", "rms") else config.rule_segments
-    begin = start or STARTS[learning]
+    begin = start or models.start(learning)
     trials = search(evaluate_at(segments[0]), begin, halvings=config.halvings, ahead=ahead)
     for segment in segments[1:]:
         best = choose_settings(trials, cached=False, segment=segments[0])
@@ -150,7 +151,10 @@ def tune(
             halvings=0,
             ahead=ahead,
         )
-    return [*trials, *last_walks(evaluate_at, trials, ahead=ahead)]
+    trials = [*trials, *last_walks(evaluate_at, trials, ahead=ahead)]
+    if config.surprise:
+        trials += last_walks(evaluate_at, trials, ahead=ahead, surprise=config.surprise)
+    return trials
 
 
 def evaluator(
@@ -181,7 +185,11 @@ def evaluator(
 
 
 def last_walks(
-    evaluate_at: Callable[[int], Evaluate], trials: Sequence[Trial], *, ahead: bool
+    evaluate_at: Callable[[int], Evaluate],
+    trials: Sequence[Trial],
+    *,
+    ahead: bool,
+    surprise: float = 0.0,
 ) -> list[Trial]:
     """Walks in half steps over all settings, at whatever segment length is the best.
 
@@ -192,6 +200,7 @@ def last_walks(
         evaluate_at: see `evaluator`.
         trials: what was tried already.
         ahead: see `search`.
+        surprise: with which the walks begin; 0 begins with that of the best trial.
 
     Returns:
         The new trials.
@@ -203,7 +212,7 @@ def last_walks(
         best = choose_settings(so_far, cached=cached)
         found += search(
             evaluate_at(best.segment),
-            best.settings,
+            {**best.settings, SURPRISE: surprise} if surprise else best.settings,
             half,
             halvings=0,
             ahead=ahead,

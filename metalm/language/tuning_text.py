@@ -41,6 +41,8 @@ class TuningConfig:
     """Window of the cache (as AWD-LSTM on WikiText-2)."""
     rows: int = 8
     """Articles read at once in the reset mode."""
+    surprise: float = 0.0
+    """Power of a token's loss with which rivals and metalm walk once more; 0: they do not."""
     spreads: tuple[float, ...] = ()
     """Two fast copies are tried with the best rate times and over each of these numbers."""
 

@@ -16,8 +16,25 @@ from metalm.meta.update_rule import AbstractUpdateRule, Coefficients, RuleState
 
 Batch = Any
 State = Any
-LossFunction = Callable[[Parameters, Batch, State], tuple[Tensor, Any, State]]
-"""loss(parameters, batch, state) -> (losses ``[rows]`` or scalar, anything to keep, next state)."""
+
+
+class TwoLosses(NamedTuple):
+    """What counts, and what is learnt from in its place; each ``[rows]`` or scalar."""
+
+    counted: Tensor
+    """l_t of the meta-loss, and what a rule observes."""
+    learnt: Tensor
+    """Its gradient is g_t."""
+
+    @classmethod
+    def of(cls, losses: Tensor | TwoLosses) -> TwoLosses:
+        """Both, from what a loss gives: often they are one."""
+        return losses if isinstance(losses, TwoLosses) else cls(losses, losses)
+
+
+LossFunction = Callable[[Parameters, Batch, State], tuple[Tensor | TwoLosses, Any, State]]
+"""loss(parameters, batch, state) -> (losses ``[rows]`` or scalar, or two of them; anything to keep;
+next state)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +65,8 @@ class InnerProblem:
     """What forward mode carries beside ``fast``; None for zeros."""
     update_last: bool = True
     """Whether the last loss is learnt from, too."""
+    apart: bool = False
+    """Whether the loss gives `TwoLosses`."""
 
     @property
     def updates(self) -> int:
@@ -106,32 +125,66 @@ class InnerStep(NamedTuple):
 
     losses: Tensor
     gradients: Parameters
-    """Of the summed losses, for each fast tensor and each shared one."""
+    """Of the sum of what is learnt from, for each fast tensor."""
+    counted: Parameters
+    """Of the sum of the losses that count, for each fast tensor and each shared one; often these
+    are the same."""
     aux: Any
     state: State
 
 
 def inner_step(
-    problem: InnerProblem, fast: Parameters, shared: Parameters, batch: Batch, state: State
+    problem: InnerProblem,
+    fast: Parameters,
+    shared: Parameters,
+    batch: Batch,
+    state: State,
+    counts: bool = True,
 ) -> InnerStep:
-    """Take the loss on forward copies of the fast and the shared weights, and its gradient."""
-    leaves = {**forward_copy(shared), **forward_copy(fast)}
+    """Take the loss on forward copies of the fast and the shared weights, and its gradients.
+
+    Args:
+        problem: Has the loss.
+        fast: W_t.
+        shared: Others that a gradient is wanted of.
+        batch: Of this step.
+        state: The loss's state.
+        counts: Whether the gradient of what counts is wanted, if something else is learnt from.
+    """
+    leaves, others = forward_copy(fast), forward_copy(shared)
     with torch.enable_grad():
-        losses, aux, state = problem.loss({**problem.rest, **leaves}, batch, detach(state))
-        gradients = inner_gradient(losses.sum(), leaves)
+        found, aux, state = problem.loss({**problem.rest, **others, **leaves}, batch, detach(state))
+        losses, learnt = TwoLosses.of(found)
+        if learnt is losses:
+            gradients = counted = inner_gradient(losses.sum(), {**others, **leaves})
+        else:
+            _check_apart(problem.apart or not counts)
+            gradients = inner_gradient(learnt.sum(), leaves, keep=counts)
+            counted = inner_gradient(losses.sum(), {**others, **leaves}) if counts else {}
     # A copy: the mean of torch's own losses still holds the memory of all its terms.
-    return InnerStep(losses.detach().clone(), gradients, detach(aux), detach(state))
+    return InnerStep(losses.detach().clone(), gradients, counted, detach(aux), detach(state))
 
 
-def inner_gradient(loss: Tensor, leaves: Parameters, differentiable: bool = False) -> Parameters:
+def _check_apart(apart: bool) -> None:
+    if not apart:
+        raise ValueError(
+            "the loss says what counts and what is learnt from; expected an unroll that knows, "
+            "found apart=False; do pass apart=True"
+        )
+
+
+def inner_gradient(
+    loss: Tensor, leaves: Parameters, differentiable: bool = False, keep: bool = False
+) -> Parameters:
     """Gradients of the loss to its leaves, zeros where it does not depend.
 
-    Its graph is freed, unless the gradients are to be differentiable themselves.
+    Its graph is freed, unless it is to be kept, or the gradients are to be differentiable.
     """
     gradients = torch.autograd.grad(
         loss,
         list(leaves.values()),
         create_graph=differentiable,
+        retain_graph=differentiable or keep,
         allow_unused=True,
         materialize_grads=True,
     )

@@ -33,12 +33,18 @@ Method = Callable[[InnerProblem], Unrolled]
 Mode = Literal["reverse", "forward"]
 
 
-def method_of(order: int, mode: Mode, rule: AbstractUpdateRule) -> Method:
+def method_of(order: int, mode: Mode, rule: AbstractUpdateRule, apart: bool = False) -> Method:
     """How to run the steps for an order of the meta-gradient and a direction to take it in.
 
+    Args:
+        order: Of the meta-gradient.
+        mode: Its direction.
+        rule: What learns.
+        apart: Whether something else is learnt from than what counts.
+
     Raises:
-        ValueError: An order or a mode that does not exist, or a mode that the order or the rule
-            does not have.
+        ValueError: An order or a mode that does not exist, or a mode that the order, the rule or
+            the losses do not have.
     """
     if order not in (0, 1, 2):
         raise ValueError(
@@ -52,17 +58,22 @@ def method_of(order: int, mode: Mode, rule: AbstractUpdateRule) -> Method:
     if order == 0:
         return plain_steps
     if mode == "forward":
-        return _forward_method(order, rule)
+        return _forward_method(order, rule, apart)
     if order == 2:
         return exact_steps
-    return swept_steps if isinstance(rule, AbstractStepRule) else graph_steps
+    return swept_steps if isinstance(rule, AbstractStepRule) and not apart else graph_steps
 
 
-def _forward_method(order: int, rule: AbstractUpdateRule) -> Method:
+def _forward_method(order: int, rule: AbstractUpdateRule, apart: bool) -> Method:
     if order != 1:
         raise ValueError(
             f"no forward mode of order {order}; expected order 1, found {order}; do use "
             "mode='reverse', which has both orders"
+        )
+    if apart:
+        raise ValueError(
+            "forward mode learns from what counts; expected one loss a step, found two of them; do "
+            "use mode='reverse'"
         )
     with_forward_mode(rule)
     return traced_steps
@@ -83,7 +94,7 @@ def graph_steps(problem: InnerProblem) -> Unrolled:
         state = taken.state
         total = taken.losses.sum()
         if weight:
-            attached = attach(total, taken.gradients, {**shared, **fast})
+            attached = attach(total, taken.counted, {**shared, **fast})
             terms.append(attached if weight == 1 else attached * weight)
         if not learns:
             break

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from metalm.meta.inner_problem import InnerProblem, Unrolled, inner_step, weighted_sum
+from metalm.meta.inner_problem import (
+    InnerProblem,
+    TwoLosses,
+    Unrolled,
+    inner_step,
+    weighted_sum,
+)
 from metalm.meta.tree import detach
 
 
@@ -16,10 +22,10 @@ def plain_steps(problem: InnerProblem) -> Unrolled:
     for batch, _, learns in problem.steps():
         if not learns:
             found, kept, state = problem.loss({**problem.rest, **fast}, batch, detach(state))
-            losses.append(found)
+            losses.append(TwoLosses.of(found).counted)
             aux.append(kept)
             break
-        taken = inner_step(problem, fast, {}, batch, state)
+        taken = inner_step(problem, fast, {}, batch, state, counts=False)
         losses.append(taken.losses)
         aux.append(taken.aux)
         state = taken.state

@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalm.meta.fork import forward_copy, rebase
-from metalm.meta.inner_problem import InnerProblem, Unrolled, inner_gradient
+from metalm.meta.inner_problem import InnerProblem, TwoLosses, Unrolled, inner_gradient
 from metalm.meta.plain_steps import plain_steps
 from metalm.meta.step_rule import AbstractStepRule
 from metalm.meta.tree import detach
@@ -44,7 +44,8 @@ def _graph(problem: InnerProblem) -> Unrolled:
         # The loss is taken on the backward copies; where nothing leads to them they are leaves.
         leaves = {name: tensor for name, tensor in fast.items() if not tensor.requires_grad}
         fast = {**fast, **forward_copy(leaves)}
-        step_losses, kept, state = problem.loss({**problem.rest, **fast}, batch, state)
+        found, kept, state = problem.loss({**problem.rest, **fast}, batch, state)
+        step_losses, learnt = TwoLosses.of(found)
         total = step_losses.sum()
         losses.append(step_losses.detach().clone())
         aux.append(detach(kept))
@@ -52,7 +53,8 @@ def _graph(problem: InnerProblem) -> Unrolled:
             terms.append(total if weight == 1 else total * weight)
         if not learns:
             break
-        gradients = inner_gradient(total, fast, differentiable=True)
+        apart = learnt is not step_losses
+        gradients = inner_gradient(learnt.sum() if apart else total, fast, differentiable=True)
         rule_state = problem.rule.observe(rule_state, step_losses)
         fast, rule_state = problem.rule(
             fast, gradients, problem.slow, rule_state, problem.coefficients

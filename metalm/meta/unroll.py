@@ -12,14 +12,21 @@ import torch
 
 from metalm.meta.checkpointing import run_segments
 from metalm.meta.fork import forgotten, stack_rows
-from metalm.meta.inner_problem import Batch, InnerProblem, LossFunction, State, Unrolled
+from metalm.meta.inner_problem import (
+    Batch,
+    InnerProblem,
+    LossFunction,
+    State,
+    TwoLosses,
+    Unrolled,
+)
 from metalm.meta.meta_gradient import Mode, method_of
 from metalm.meta.parameters import Parameters
 from metalm.meta.segment_length import Segment
 from metalm.meta.tree import detach
 from metalm.meta.update_rule import AbstractUpdateRule, Coefficients, RuleState
 
-__all__ = ["Batch", "LossFunction", "State", "Unrolled", "unroll"]
+__all__ = ["Batch", "LossFunction", "State", "TwoLosses", "Unrolled", "unroll"]
 
 
 def unroll(
@@ -42,6 +49,7 @@ def unroll(
     segment: Segment | None = None,
     update_last: bool = True,
     overwrite: bool = False,
+    apart: bool = False,
 ) -> Unrolled:
     """Take the losses and the updates of a sequence of batches, each loss before its update.
 
@@ -74,6 +82,9 @@ def unroll(
             it was taken at (a few-shot task's queries).
         overwrite: At order 0 and in forward mode, write the updates into ``fast`` and ``traces``
             themselves: no second copy in memory.
+        apart: Whether the loss gives `TwoLosses`, and the meta-gradient is that of what counts; at
+            order 1 every rule then goes the way of those without a closed form, and the model has
+            a second backward pass. Order 0 need not be told.
 
     Returns:
         The meta-loss and everything that the next unroll needs.
@@ -83,7 +94,7 @@ def unroll(
             weights of another number, fast weights without the traces that forward mode needs,
             nothing that may be overwritten, or a segment that there cannot be.
     """
-    method = method_of(order, mode, rule)
+    method = method_of(order, mode, rule, apart)
     forward = mode == "forward" and order > 0
     if not batches:
         raise ValueError("nothing to unroll; expected at least one batch, found 0; do add one")
@@ -125,6 +136,7 @@ def unroll(
             truncated=truncate,
             traces=traces,
             update_last=update_last,
+            apart=apart,
         )
         if segment is None or order == 0:
             result = method(problem)

@@ -188,7 +188,7 @@ def plain_nats():
 def plain_read():
     """Reads one article: score a segment, take its gradient, update, go on."""
 
-    def read(model, text, segment, update=None, fast_names=None, first_input=0):
+    def read(model, text, segment, update=None, fast_names=None, first_input=0, surprise=0.0):
         slow = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         weights, state = dict(slow), _plain_state(model)
         names = list(slow) if fast_names is None else fast_names
@@ -203,7 +203,8 @@ def plain_read():
             state = [(hidden.detach(), cell.detach()) for hidden, cell in state]
             if update is None:
                 continue
-            gradients = torch.autograd.grad(costs.sum() / segment, [leaves[name] for name in names])
+            weighed = sum(cost * (cost.item() / 3) ** surprise for cost in costs) / segment
+            gradients = torch.autograd.grad(weighed, [leaves[name] for name in names])
             for name, gradient in zip(names, gradients, strict=True):
                 weights[name] = update(name, weights[name], gradient, slow[name])
         return np.array(nats), torch.cat(features)

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.parametrize(
     ("cell", "cutoffs"), [("lstm", ()), ("qrnn", ()), ("lstm", (4, 7))], ids=str
 )
 
-KINDS = ("static", "gradient descent", "rms decay", "learned rates")
+WEIGHED = ", by surprise"
+KINDS = ("static", "gradient descent", "rms decay", "learned rates", "rms decay" + WEIGHED)
 SEGMENT = 4
 GRID = CacheGrid(thetas=(0.3, 1.0), window=5)
 # Of article 2, 13 tokens: its first, within and at both ends of a segment, its last.
@@ -39,8 +40,10 @@ def _several_chunks(monkeypatch):
 def reader(tiny_model, learning):
     def build(kind):
         model = tiny_model()
-        rule, _ = learning(kind, model)
-        return Reader(model, rule, [n for n, _ in model.named_parameters()], SEGMENT, GRID)
+        rule, _ = learning(kind.removesuffix(WEIGHED), model)
+        names = [name for name, _ in model.named_parameters()]
+        surprise = 0.5 if kind.endswith(WEIGHED) else 0.0
+        return Reader(model, rule, names, SEGMENT, GRID, surprise=surprise)
 
     return build
 

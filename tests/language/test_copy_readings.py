@@ -28,6 +28,8 @@ REQUESTS = [
     Request(SGD.with_(segment=5), GRID),
     Request(SGD, None),
     Request(RMS.with_(settings={"rate": 0.2, "decay": 0.01, "eps": 0.7}), GRID),
+    Request(RMS.with_(settings={**RMS.settings, "surprise": 0.5}), GRID),
+    Request(SGD.with_(settings={**SGD.settings, "surprise": 0.5}), GRID),
 ]
 
 
@@ -45,6 +47,7 @@ def alone(models, request, texts):
         method.segment,
         grid,
         confidence=True,
+        surprise=method.settings.get("surprise", 0.0),
     )
     return reader.read(texts)
 
@@ -52,9 +55,9 @@ def alone(models, request, texts):
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (1, [[0], [1], [2], [3], [4], [5], [6], [7]]),
-        (2, [[0, 4], [1, 2], [7], [3], [5], [6]]),
-        (8, [[0, 4], [1, 2, 7], [3], [5], [6]]),
+        (1, [[0], [1], [2], [3], [4], [5], [6], [7], [8], [9]]),
+        (2, [[0, 4], [1, 2], [7], [3], [5], [6], [8, 9]]),
+        (8, [[0, 4], [1, 2, 7], [3], [5], [6], [8, 9]]),
     ],
 )
 def test_methods_of_one_model_and_segment_read_a_text_side_by_side(models, text, rows, expected):

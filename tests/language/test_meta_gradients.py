@@ -116,6 +116,7 @@ WAYS = {
     "first order": {},
     "second order": {"order": 2},
     "second order, checkpoints": {"order": 2, "checkpoint_every": 2},
+    "second order, by surprise": {"order": 2, "checkpoint_every": "auto", "surprise": 0.5},
     "forward": {"mode": "forward"},
 }
 SIZES = {"rows": 2, "segment": 3, "unroll": 3, "bfloat16": False}
@@ -327,9 +328,13 @@ def test_recipes_that_do_not_fit(meta_training, tiny_model, articles):
         RuleTrainingConfig(order=3)
     with pytest.raises(ValueError, match="order 1 and mode 'backward'"):
         JointTrainingConfig(mode="backward")
-    for wrong in ({"order": 2}, {"checkpoint_every": 2}):
+    for wrong in ({"order": 2}, {"checkpoint_every": 2}, {"checkpoint_every": "auto"}):
         with pytest.raises(ValueError, match="forward mode has order 1 and needs no checkpoints"):
             dataclasses.replace(RuleTrainingConfig(mode="forward"), **wrong)
+    with pytest.raises(ValueError, match=r"learns from what counts; .* found 0.5"):
+        JointTrainingConfig(mode="forward", surprise=0.5)
+    with pytest.raises(ValueError, match="a finite number from 0, found -1"):
+        JointTrainingConfig(surprise=-1)
     with pytest.raises(ValueError, match="AbstractStepRule, found Counting"):
         MetaTraining(
             tiny_model(), Counting(), ("decoder.bias",), articles,

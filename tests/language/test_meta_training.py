@@ -70,6 +70,7 @@ class Reference:
         self.update = learned_update
         self.model, self.joint = training.model, training.model_optimizer is not None
         self.rule, self.unroll = copy.deepcopy(training.rule), training.config.unroll
+        self.surprise = training.config.surprise
         parameters = dict(training.model.named_parameters())
         self.leaves = {n: w.detach().clone() for n, w in parameters.items()}
         for leaf in self.leaves.values():
@@ -106,7 +107,8 @@ class Reference:
                 copies = {name: value.detach().requires_grad_() for name, value in fast.items()}
                 pair = inputs, row["text"][start:end]
                 nats, _, _ = self.plain_nats({**self.leaves, **copies}, *pair, row["state"])
-                gradients = torch.autograd.grad(nats.sum() / SEGMENT, list(copies.values()))
+                weighed = sum(cost * (cost.item() / 3) ** self.surprise for cost in nats)
+                gradients = torch.autograd.grad(weighed / SEGMENT, list(copies.values()))
                 nats, _, state = self.plain_nats({**self.leaves, **fast}, *pair, row["state"])
                 row["state"] = [(hidden.detach(), cell.detach()) for hidden, cell in state]
                 losses.append(nats.sum())
@@ -155,7 +157,7 @@ class Reference:
 @pytest.mark.parametrize("granularity", ["tensor", "row"])
 @pytest.mark.parametrize("adapt", ["some", "all"])
 @pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize("unroll", [UNROLL, 3])
+@pytest.mark.parametrize(("unroll", "surprise"), [(UNROLL, 0.0), (3, 0.0), (3, 0.5)])
 def test_steps_equal_plain_autograd(
     meta_training,
     articles,
@@ -163,12 +165,13 @@ def test_steps_equal_plain_autograd(
     plain_state,
     learned_update,
     unroll,
+    surprise,
     joint,
     adapt,
     granularity,
 ):
     """Rows end inside of an unroll and take new articles."""
-    config = dataclasses.replace(JOINT if joint else FROZEN, unroll=unroll)
+    config = dataclasses.replace(JOINT if joint else FROZEN, unroll=unroll, surprise=surprise)
     training = meta_training(joint, adapt, granularity, config=config)
     reference = Reference(training, articles, plain_nats, plain_state, learned_update)
     start = {name: weight.clone() for name, weight in training.rule.state_dict().items()}

@@ -29,7 +29,7 @@ from metalm.meta.rules import LearnedRates
 from metalm.meta.rules.kinds import learned_rule
 
 ROOT = Path(__file__).resolve().parents[2]
-SCALES = {"rate_scale": 1.3, "decay_scale": 0.6}
+SCALES = {"rate_scale": 1.3, "decay_scale": 0.6, "surprise": 0.4}
 CACHE = CacheConfig(theta=0.5, share=0.2, window=20)
 
 
@@ -115,7 +115,8 @@ def test_it_reads_as_the_evaluation_does(model, trained_run, tmp_path):
     articles = trained_run[1].test
     loaded_rule = model.trained_models().rule(model.methods()[1])
     names = model.trained_models().fast_names(model.methods()[1])
-    expected = Reader(model.model, loaded_rule, names, 5).read([a.tokens for a in articles], 2)
+    reader = Reader(model.model, loaded_rule, names, 5, surprise=0.4)
+    expected = reader.read([a.tokens for a in articles], 2)
     for article, nats in zip(articles, expected.nats, strict=True):
         np.testing.assert_array_equal(model.encode(article.text), article.tokens)
         reading = model.reader().read(article.tokens)

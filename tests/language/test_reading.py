@@ -32,6 +32,21 @@ def test_reading_equals_a_hand_written_loop(tiny_model, texts, learning, plain_r
         assert max(abs(a - b).max() for a, b in zip(static, readings.nats, strict=True)) > 0.05
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("surprise", [0.25, 2.0])
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_surprising_tokens_weigh_more(
+    tiny_model, texts, learning, plain_read, kind, surprise, rows
+):
+    model = tiny_model()
+    rule, update = learning(kind, model)
+    names = [name for name, _ in model.named_parameters()]
+    readings = Reader(model, rule, names, SEGMENT, surprise=surprise).read(texts, rows)
+    for text, nats in zip(texts, readings.nats, strict=True):
+        expected, _ = plain_read(model, text, SEGMENT, update, surprise=surprise)
+        np.testing.assert_allclose(nats, expected, rtol=1e-10)
+
+
 @pytest.mark.parametrize("names", [("embedding.weight",), ("decoder.bias", "layers.1.input_bias")])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_only_the_named_parameters_learn(tiny_model, texts, learning, plain_read, names, rows):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from metalm.adapt.token_losses import token_nats
 from metalm.language.article_batches import SegmentBatch
-from metalm.language.prediction import token_nats
 from metalm.language.segment_loss import SegmentLoss, SegmentScore, confidence, lost_rows
 
 TIME, ROWS, VOCABULARY = 4, 3, 11

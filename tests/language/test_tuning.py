@@ -270,6 +270,44 @@ def test_tune_tries_every_segment_length_and_reports_each_trial(
         assert len({settings["rate"] for settings in walked}) >= 3
 
 
+@pytest.mark.parametrize(("learning", "model"), [("sgd", "control"), ("joint", "joint")])
+def test_rivals_and_metalm_walk_once_more_with_a_surprise(models, articles, learning, model):
+    text = tuning_text(articles, CONFIG, "reset")
+    plain = tune(models, learning, model, text, CONFIG)
+    trials = tune(models, learning, model, text, replace(CONFIG, surprise=0.5))
+    more = trials[len(plain) :]
+    assert [t.settings for t in trials[: len(plain)]] == [t.settings for t in plain]
+    assert not any("surprise" in t.settings for t in plain)
+    for cached in (False, True):
+        best = choose_settings(plain, cached=cached)
+        begun = {**best.settings, "surprise": 0.5}
+        assert [t for t in more if t.segment == best.segment and t.settings == begun]
+    assert {name for t in more for name in t.settings} == {*plain[0].settings, "surprise"}
+    assert len({t.settings["surprise"] for t in more}) > 1
+    best = choose_settings(more, cached=False)
+    method = Method(
+        name="", model=model, learning=learning, segment=best.segment, settings=best.settings
+    )
+    reader = Reader(
+        models.model(method),
+        models.rule(method),
+        models.fast_names(method),
+        best.segment,
+        surprise=best.settings["surprise"],
+    )
+    total = reader.read(text.texts).total
+    assert best.perplexity == pytest.approx(math.exp(total / text.num_words), rel=1e-9)
+
+
+def test_a_rule_that_was_trained_with_a_surprise_begins_with_it(models, articles):
+    text = tuning_text(articles, CONFIG, "reset")
+    trained = replace(models, surprises={"rule": 0.0, "joint": 0.3})
+    assert "surprise" not in tune(trained, "rule", "control", text, CONFIG)[0].settings
+    first, *others = tune(trained, "joint", "joint", text, CONFIG)
+    assert first.settings == {"rate_scale": 1.0, "decay_scale": 1.0, "surprise": 0.3}
+    assert {t.settings["surprise"] for t in others} > {0.3}
+
+
 def test_rms_settings_are_in_units_of_the_mean(models, statistics):
     settings = {"rate": 0.1, "decay": 0.0, "eps": 0.5}
     method = Method(name="", model="control", learning="rms", segment=2, settings=settings)
