@@ -3,8 +3,9 @@
     torchrun --standalone --nproc-per-node 2 -- benchmarks/processes.py [--rounds 7] [--steps 4]
 
 Of base training and of joint training (first order), three ways take turns: one process of one
-thread (process 0, while the others wait), one process of as many threads as there are processes,
-and all processes together, one thread each. Text and weights are random; the sizes are those of the
+thread (process 0, while the others wait), one process of several threads (--threads, by default as
+many as there are processes; 1 leaves this way out, which crawls where the cores are busy), and all
+processes together, one thread each. Text and weights are random; the sizes are those of the
 preset `tiny` unless others are asked for. Printed: medians in tokens per second, ratios to the
 first way in the same round, and what adding up the gradients takes of a step.
 """
@@ -34,7 +35,7 @@ from metalm.training.allocator import keep_freed_memory
 Training = BaseTraining | MetaTraining
 
 LENGTH = 2000
-ONE, ADDING = "one process", "adding up gradients"
+ONE, ALL, ADDING = "one process", "processes", "adding up gradients"
 
 
 def main() -> None:
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--steps", type=int, default=4, help="in each measurement")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
@@ -57,7 +59,8 @@ def main() -> None:
             "joint": (joint, of_joint),
         }
         for name, (build, tokens) in trainings.items():
-            times = measure(partial(build, config), options.steps, options.rounds)
+            threads = options.threads or processes.count()
+            times = measure(partial(build, config), options.steps, options.rounds, threads)
             if processes.is_first():
                 report(name, tokens * options.steps, times)
 
@@ -108,7 +111,9 @@ def articles(config: ExperimentConfig) -> ArticleSet:
     return ArticleSet(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
-def measure(build: Callable[[], Training], steps: int, rounds: int) -> dict[str, list[float]]:
+def measure(
+    build: Callable[[], Training], steps: int, rounds: int, threads: int
+) -> dict[str, list[float]]:
     """Seconds of so many steps, in each way, the ways taking turns after one round to warm up."""
     alone: list[Training] = []  # built by process 0 as if it were the only one: it has all rows
     processes.first_alone(lambda: alone.append(build()))
@@ -123,10 +128,11 @@ def measure(build: Callable[[], Training], steps: int, rounds: int) -> dict[str,
 
     ways: dict[str, Callable[[], float]] = {
         ONE: lambda: by_one(1),
-        f"one process, {count} threads": lambda: by_one(count),
-        f"{count} processes": lambda: by_all(lambda: take(shared, steps, 1)),
+        f"{count} {ALL}": lambda: by_all(lambda: take(shared, steps, 1)),
         ADDING: lambda: by_all(lambda: add_gradients(shared, steps)),
     }
+    if threads > 1:
+        ways[f"one process, {threads} threads"] = lambda: by_one(threads)
     times: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
         for way, timed in ways.items():
@@ -165,8 +171,9 @@ def report(name: str, tokens: int, times: dict[str, list[float]]) -> None:
         ratios = [one / this for one, this in zip(times[ONE], taken, strict=True)]
         middle = statistics.median(taken)
         if way == ADDING:
-            share = middle / statistics.median(times[list(times)[2]])
-            print(f"  {way:<24}: {middle * 1e3:8.1f} ms, {share:.0%} of the step in all processes")
+            (of_all,) = (statistics.median(times[other]) for other in times if ALL in other)
+            share = middle / of_all
+            print(f"  {way:<24}: {middle * 1e3:8.1f} ms, {share:.0%} of the time of all processes")
             continue
         print(
             f"  {way:<24}: {tokens / middle:8.0f} tokens/s, {statistics.median(ratios):.2f} times "

@@ -25,3 +25,17 @@ def test_every_form_is_kept():
     new = [t + 1 for t in tree.tensors(bare)]
     again = tree.replace(forest, new)
     assert all(a is b for a, b in zip(tree.tensors(again), new, strict=True))
+
+
+def test_join_lays_rows_behind_each_other_and_write_puts_them_into_views():
+    parts = [
+        State(torch.ones(2, 3), [torch.full((2,), 5.0), "a"]),
+        State(torch.zeros(1, 3), [torch.ones(1), "b"]),
+    ]
+    whole = tree.join(parts)
+    assert whole.hidden.tolist() == [[1.0] * 3, [1.0] * 3, [0.0] * 3]
+    assert (whole.rest[0].tolist(), whole.rest[1]) == ([5.0, 5.0, 1.0], "a")
+    assert tree.join(parts[:1]) is parts[0]
+    tree.write(tree.transform(whole, lambda tensor: tensor[1:2]), parts[1])
+    assert whole.hidden.tolist() == [[1.0] * 3, [0.0] * 3, [0.0] * 3]
+    assert whole.rest[0].tolist() == [5.0, 1.0, 1.0]

@@ -46,6 +46,7 @@ def test_what_process_0_is_refused_ends_all_and_is_said_once(run_together, sever
     assert "no room" not in silent
 
 
+@pytest.mark.slow
 def test_who_is_refused_alone_says_so_and_the_others_that_it_is_gone(run_together, several):
     (first, _, said), (second, _, other) = run_together(2, several.SEVERAL, "fail in 1")
     assert (first, second) == (2, 2)
