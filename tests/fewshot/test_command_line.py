@@ -75,7 +75,7 @@ def test_the_official_challenge_from_a_folder(tmp_path):
         for kind in ("training", "test"):
             (place / kind).mkdir(parents=True)
         for number in range(1, 21):
-            blocks = random.random((7, 7)) < 0.15
+            blocks = random.random((7, 7)) > 0.15  # ink is black
             picture = Image.fromarray(np.kron(blocks, np.ones((15, 15), bool)))
             picture.save(place / "training" / f"class{number:02}.png")
             picture.save(place / "test" / f"item{number:02}.png")

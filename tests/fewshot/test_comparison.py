@@ -42,8 +42,8 @@ def test_table_and_files_hold_the_same_numbers(tmp_path):
         "tasks, seed 3"
     )
     assert lines[-2:] == [
-        "| one | 87.50 ± 1.00 | running | 2,000 |",
-        "| two | 50.00 ± 2.00 | running | 7 |",
+        "| one | 87.50 ± 1.00 | - | running | 2,000 |",
+        "| two | 50.00 ± 2.00 | - | running | 7 |",
     ]
 
 
@@ -51,7 +51,7 @@ def test_curves_are_scored_by_their_error():
     found = {"maml": Result(Estimate(0.67, 0.05, 100), FACTS | {"task": "sine", "shot": 5})}
     assert described(tasks_of(found)) == "sine curves, 5 points, 15 queries; 100 test tasks, seed 3"
     assert "| method | mean squared error (95 %)" in table(found)
-    assert "| maml | 0.67 ± 0.05 |" in table(found)
+    assert "| maml | 0.670 ± 0.050 | - |" in table(found)
 
 
 def test_other_tasks_are_not_compared():
