@@ -112,12 +112,36 @@ class FewShotConfig:
         )
 
 
+# Outer steps that take about 25 minutes on one core with 28 x 28 pixels (EXPERIMENTS.md).
+_STEPS_OF_25_MINUTES = {
+    "prototypical": 4500,
+    "matching": 4500,
+    "siamese-pairs": 9000,
+    "siamese-contrastive": 9000,
+    "siamese-triplet": 9000,
+    "relation": 10_000,
+    "snail": 6500,
+    "maml": 4500,
+    "meta-sgd": 4500,
+    "anil": 4500,
+    "reptile": 5500,
+    "lstm-meta-learner": 1500,
+    "transfer": 9000,
+}
+# The same for more than so many ways, where a step takes longer.
+_FEW_WAYS = 5
+_STEPS_OF_MANY_WAYS = {"relation": 4000, "maml": 1500, "meta-sgd": 2000, "anil": 2000}
+# Before any update, and when the literature reports (Finn et al. 2017, table 2).
+_CURVE_UPDATES = (0, 1, 5, 10)
+
+
 def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> FewShotConfig:
     """The settings to begin with, for a method and a task.
 
     Prototypical networks train on more ways than they are used with, 5 queries of each (Snell et
     al. 2017, table 4); relation networks and SNAIL on tasks like those in use, relation networks
-    with more queries (Sung et al. 2018).
+    with more queries (Sung et al. 2018). Drawn glyphs are learnt in minutes; for other pictures
+    there are as many steps as fit into 25 minutes on one core.
 
     Args:
         method: name of a method.
@@ -128,13 +152,14 @@ def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> 
     task = TaskConfig(source=source, way=way, shot=shot, query=100 if source == "sine" else 15)
     config = FewShotConfig(method=method, task=task)
     training, adaptation = config.training, config.adaptation
-    network = config.network
+    network, scoring = config.network, config.scoring
     if method in ("prototypical", "matching"):
         training = replace(training, tasks=1, way=60, query=5)
     elif method.startswith("siamese"):
         training = replace(training, tasks=1, way=30, shot=2, query=3)
     elif method == "relation":
-        training = replace(training, tasks=1, query=19 if way <= 5 else 10, clip=0.5)
+        query = 19 if way <= _FEW_WAYS else 10
+        training = replace(training, tasks=1, query=query, clip=0.5)
     elif method == "snail":
         training = replace(training, tasks=16, query=1)
     elif source != "sine":
@@ -142,7 +167,12 @@ def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> 
         training, adaptation = _adapting(method, training, adaptation)
     if source == "sine":
         training, adaptation = _on_curves(method, training, adaptation)
-    return replace(config, training=training, adaptation=adaptation, network=network)
+        updates = tuple(n for n in _CURVE_UPDATES if n <= adaptation.test_steps)
+        scoring = replace(scoring, updates=updates)
+    config = replace(
+        config, training=training, adaptation=adaptation, network=network, scoring=scoring
+    )
+    return config if source in ("sine", "glyphs") else _at_length(config)
 
 
 def _adapting(
@@ -165,13 +195,52 @@ def _adapting(
         return replace(training, steps=1), replace(adaptation, rate=1e-3, test_steps=50)
     if method == "lstm-meta-learner":
         return replace(training, clip=0.25), replace(adaptation, steps=8, test_steps=8)
-    return training, replace(adaptation, rate=0.4, steps=1 if method == "meta-sgd" else 5)
+    if method == "meta-sgd":
+        return training, replace(adaptation, rate=0.4, steps=1, test_steps=1)
+    return training, replace(adaptation, rate=0.4, steps=5)
+
+
+def _at_length(config: FewShotConfig) -> FewShotConfig:
+    """The published networks and updates for Omniglot, in as many steps as there is time for.
+
+    MAML's network halves the pictures by strides (Finn et al. 2017, appendix A.1; so does
+    Reptile's), at a third of the cost of maxima; MAML takes 1 update in training and 3 in use, for
+    20 ways 5. Their 32 and 16 tasks a step and 60,000 steps do not fit: here it is half of the
+    tasks, and 5 queries a class where they have one.
+    """
+    method, training, adaptation = config.method, config.training, config.adaptation
+    network, few = config.network, config.task.way <= _FEW_WAYS
+    steps = _STEPS_OF_25_MINUTES.get(method, training.steps)
+    if not few:
+        steps = _STEPS_OF_MANY_WAYS.get(method, steps)
+    training = replace(training, steps=steps)
+    if method in ("maml", "anil", "meta-sgd"):
+        network = replace(network, pooling="stride")
+        training = replace(training, tasks=16 if few else 8, query=5)
+        adaptation = replace(adaptation, together=0)
+    if method in ("maml", "anil"):
+        taken, used = (1, 3) if few else (3, 5)
+        adaptation = replace(adaptation, steps=taken, test_steps=used)
+    if method == "reptile":
+        network = replace(network, pooling="stride")
+        adaptation = replace(adaptation, together=0)
+        if not few:
+            training = replace(training, steps=2000)
+            adaptation = replace(adaptation, rate=5e-4, steps=10, batch=20, test_batch=10)
+    if method == "relation" and not few:
+        training = replace(training, query=5)
+    return replace(config, network=network, training=training, adaptation=adaptation)
 
 
 def _on_curves(
     method: str, training: MetaTrainingConfig, adaptation: AdaptationConfig
 ) -> tuple[MetaTrainingConfig, AdaptationConfig]:
-    """Methods of inner updates on sine curves (Finn et al. 2017, section 5.1)."""
+    """Methods of inner updates on sine curves (Finn et al. 2017, section 5.1).
+
+    What learns its own steps is used for as many of them as it was trained for: rates that were
+    learned for one update go too far, or the wrong way, at the second. Meta-SGD takes one as in
+    its paper (Li et al. 2017, section 4.1).
+    """
     training = replace(training, steps=70_000, tasks=25, shot=10, query=10, clip=0.0)
     adaptation = replace(adaptation, rate=0.01, steps=1, test_steps=10, together=0)
     if method == "reptile":
@@ -180,4 +249,9 @@ def _on_curves(
     elif method == "from-scratch":
         training = replace(training, steps=1)
         adaptation = replace(adaptation, rate=1e-2)
+    elif method == "meta-sgd":
+        adaptation = replace(adaptation, test_steps=1)
+    elif method == "lstm-meta-learner":
+        training = replace(training, steps=15_000, clip=0.25)
+        adaptation = replace(adaptation, steps=5, test_steps=5)
     return training, adaptation

@@ -14,7 +14,7 @@ fork. Modes (training or evaluation) are the module's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,9 +44,10 @@ class Fork:
         buffers: the fork's own.
         tasks: how many tasks are learnt side by side, each with fast weights and buffers of its
             own; None for one without a dimension for it.
+        aliases: further names of tied tensors, and the name that each has above.
     """
 
-    __slots__ = ("buffers", "fast", "module", "rest", "slow", "tasks")
+    __slots__ = ("aliases", "buffers", "fast", "module", "rest", "slow", "tasks")
 
     def __init__(
         self,
@@ -56,9 +57,10 @@ class Fork:
         fast: Parameters,
         buffers: Parameters,
         tasks: int | None,
+        aliases: Mapping[str, str],
     ) -> None:
         self.module, self.slow, self.rest, self.fast = module, slow, rest, fast
-        self.buffers, self.tasks = buffers, tasks
+        self.buffers, self.tasks, self.aliases = buffers, tasks, aliases
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's answer under W_t; running statistics are written into the fork's buffers.
@@ -68,7 +70,10 @@ class Fork:
         if self.tasks is not None:
             return self._call_tasks(args, kwargs)
         numbers = {**self.rest, **self.fast, **self.buffers}
-        return functional_call(self.module, numbers, args, kwargs, tie_weights=True)
+        for alias, name in self.aliases.items():
+            numbers[alias] = numbers[name]
+        # Torch would look for tied tensors anew at every call.
+        return functional_call(self.module, numbers, args, kwargs, tie_weights=False)
 
     def unroll(
         self,
@@ -116,7 +121,7 @@ class Fork:
             segment=segment,
             update_last=update_last,
         )
-        after = Fork(self.module, self.slow, self.rest, done.fast, done.state, self.tasks)
+        after = self._with(self.rest, done.fast, done.state, self.tasks)
         return ForkUnrolled(after, done.meta_loss, done.losses, done.aux, done.rule_state)
 
     def with_numbers(self, parameters: Parameters, buffers: Parameters) -> Fork:
@@ -124,7 +129,12 @@ class Fork:
         fast = {name: parameters[name] for name in self.fast}
         rest = {name: parameters[name] for name in self.rest}
         own = {name: buffer.detach().clone() for name, buffer in buffers.items()}
-        return Fork(self.module, self.slow, rest, fast, own, None)
+        return self._with(rest, fast, own, None)
+
+    def _with(
+        self, rest: Parameters, fast: Parameters, buffers: Parameters, tasks: int | None
+    ) -> Fork:
+        return Fork(self.module, self.slow, rest, fast, buffers, tasks, self.aliases)
 
     def _call_tasks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's answers for every task."""
@@ -182,7 +192,7 @@ def fork(module: nn.Module, fast: Sequence[str] | None = None, *, tasks: int | N
     slow, rest = split(module, names)
     buffers = tree.detach(dict(module.named_buffers()))
     own = {name: _stacked(b, b, tasks).clone() for name, b in buffers.items()}
-    return Fork(module, slow, rest, slow, own, tasks)
+    return Fork(module, slow, rest, slow, own, tasks, _aliases(module))
 
 
 def check_tasks(module: nn.Module) -> None:
@@ -199,6 +209,17 @@ def check_tasks(module: nn.Module) -> None:
                 "fused kernels take one set of weights; do learn one task at a time (together=1), "
                 "or write the recurrence with linear, sigmoid and tanh"
             )
+
+
+def _aliases(module: nn.Module) -> dict[str, str]:
+    """Further names of tensors that a module holds under several, and the first name of each."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for named in (module.named_parameters, module.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            if first.setdefault(id(tensor), name) != name:
+                found[name] = first[id(tensor)]
+    return found
 
 
 def _stacked(tensor: Tensor, like: Tensor, tasks: int | None) -> Tensor:

@@ -7,6 +7,8 @@ copies for the backward pass; this keeps the maps that came in. `map_kernels.py`
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -115,10 +117,17 @@ class _Shape(NamedTuple):
     """Whether mean and variance are constants."""
 
 
+def _of_known_signature(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Torch asks at every call, and finding it out takes as long as the work on small maps."""
+    setattr(function, "__signature__", inspect.signature(function))  # noqa: B010 - for mypy
+    return function
+
+
 class _NormReluPool(torch.autograd.Function):
     """(x, gamma, beta, mean, variance) -> (y, places, mean, variance, root), y differentiable."""
 
     @staticmethod
+    @_of_known_signature
     def forward(
         x: Tensor,
         gamma: Tensor,
@@ -178,6 +187,7 @@ class _Gradient(torch.autograd.Function):
     """(gradient of y, what was kept) -> gradients of x, gamma and beta, differentiable once."""
 
     @staticmethod
+    @_of_known_signature
     def forward(
         incoming: Tensor,
         x: Tensor,

@@ -17,6 +17,7 @@ FACTS = {
     "turned_tests": False,
     "within_groups": False,
     "batch_normalisation": "running",
+    "updates": None,
     "seed": 3,
     "steps": 2000,
 }
@@ -47,11 +48,28 @@ def test_table_and_files_hold_the_same_numbers(tmp_path):
     ]
 
 
-def test_curves_are_scored_by_their_error():
-    found = {"maml": Result(Estimate(0.67, 0.05, 100), FACTS | {"task": "sine", "shot": 5})}
+def curves(updates, after):
+    """Made up: the error of a method falls with every update."""
+    facts = FACTS | {"task": "sine", "shot": 5, "updates": updates}
+    found = {number: Estimate(0.67 / (1 + number), 0.05, 100) for number in (*after, updates)}
+    return Result(found[updates], facts, {number: found[number] for number in after})
+
+
+def test_curves_are_scored_by_their_error(tmp_path):
+    """After the updates that a method makes in use, and after others where it was scored there."""
+    found = {"maml": curves(9, (0, 1)), "meta-sgd": curves(1, (0,)), "pixels": curves(0, ())}
     assert described(tasks_of(found)) == "sine curves, 5 points, 15 queries; 100 test tasks, seed 3"
-    assert "| method | mean squared error (95 %)" in table(found)
-    assert "| maml | 0.670 ± 0.050 | - |" in table(found)
+    lines = table(found).splitlines()
+    assert lines[2].startswith("| method | mean squared error (95 %) | updates | after 0 | after 1")
+    assert lines[4].startswith("| maml | 0.067 ± 0.050 | 9 | 0.670 ± 0.050 | 0.335 ± 0.050 |")
+    assert lines[5].startswith("| meta-sgd | 0.335 ± 0.050 | 1 | 0.670 ± 0.050 | - |")
+    assert lines[6].startswith("| pixels | 0.670 ± 0.050 | 0 | - | - |")
+    stored = json.loads(compare(found, tmp_path).read_text())["methods"]
+    assert stored["maml"]["after"] == {
+        "0": {"mean": 0.67, "margin": 0.05},
+        "1": {"mean": 0.335, "margin": 0.05},
+    }
+    assert stored["maml"]["updates"] == 9
 
 
 def test_other_tasks_are_not_compared():

@@ -59,16 +59,55 @@ def test_every_method_of_inner_updates_learns_curves(method, tmp_path):
     config = replace(
         config,
         training=replace(config.training, steps=2, tasks=3),
-        scoring=ScoringConfig(tasks=5),
+        scoring=replace(config.scoring, tasks=5),
     )
     trained = train(config, RunFolder(tmp_path))
     result = score(config, trained, RunFolder(tmp_path))
     episode = episode_source(config.task, "test", config.seed).sample(5)
-    answers = trained.predict(*episode[:3])
-    assert math.isclose(
-        result.score.mean, float((answers - episode[3]).square().mean()), rel_tol=1e-5
-    )
+
+    def error_after(updates):
+        trained.test_steps = updates
+        return float((trained.predict(*episode[:3]) - episode[3]).square().mean())
+
+    used = config.adaptation.test_steps
+    assert math.isclose(result.score.mean, error_after(used), rel_tol=1e-5)
     assert result.facts["batch_normalisation"] == "none"
+    assert result.facts["updates"] == used
+    # What the literature reports, as far as the method goes.
+    assert tuple(result.after) == tuple(n for n in (0, 1, 5, 10) if n <= used)
+    for updates, found in result.after.items():
+        assert math.isclose(found.mean, error_after(updates), rel_tol=1e-5)
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["after"]["0"]["mean"] == result.after[0].mean
+
+
+@pytest.mark.parametrize("source", ["sine", "glyphs", "omniglot"])
+def test_learned_steps_are_used_as_often_as_they_were_learned_for(source):
+    for method in ("meta-sgd", "lstm-meta-learner"):
+        adaptation = preset(method, source).adaptation
+        assert adaptation.test_steps == adaptation.steps
+
+
+def test_presets_for_omniglot_are_the_published_ones():
+    maml = preset("maml", "omniglot")
+    assert (maml.network.pooling, maml.adaptation.steps, maml.adaptation.test_steps) == (
+        "stride", 1, 3,
+    )  # fmt: skip
+    reptile = preset("reptile", "omniglot")
+    inner = reptile.adaptation
+    assert (inner.rate, inner.steps, inner.test_steps, inner.batch) == (1e-3, 5, 50, 10)
+    assert reptile.training.shot == 10
+    many = preset("reptile", "omniglot", 20).adaptation
+    assert (many.rate, many.steps, many.test_steps, many.batch, many.test_batch) == (
+        5e-4, 10, 50, 20, 10,
+    )  # fmt: skip
+    prototypical = preset("prototypical", "omniglot", 20).training
+    assert (prototypical.way, prototypical.query) == (60, 5)
+
+
+def test_presets_for_glyphs_take_minutes():
+    for method in names_of_methods("glyphs"):
+        assert preset(method).training.steps <= 2000
 
 
 def test_a_finished_run_is_not_trained_again(images, tmp_path):

@@ -85,5 +85,7 @@ class Adam(AbstractUpdateRule):
 
 def _root(squares: Tensor) -> Tensor:
     """The square root, with the slope 0 at 0."""
+    if not squares.requires_grad:
+        return squares.sqrt()
     some = squares > 0
     return torch.where(some, squares, 1.0).sqrt() * some
