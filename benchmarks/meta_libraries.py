@@ -9,7 +9,8 @@ takes further ones from a file: ``--adapter FILE``, in which ``@adapter(name)`` 
 ``(net, cfg) -> meta_grad``; cfg has order, inner, inner_lr, segment. This file is such an adapter,
 and hands itself over when it is run. All arguments after BENCH.py are that script's own.
 
-    metalm                  tasks one by one, every graph kept
+    metalm                  tasks one by one, every graph kept; layers fused (`fused`)
+    metalm-unfused          the same with the layers as they are, as the other libraries run them
     metalm-auto             the same in segments that need least memory
     metalm-together         tasks side by side
     metalm-channels-last    one by one, pictures and kernels with channels last in memory
