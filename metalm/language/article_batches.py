@@ -1,7 +1,8 @@
 """Many articles at once: rows of a batch that articles enter, are read in, and leave.
 
 Each row reads one article from its start, segment after segment. A row whose article has ended
-takes the next one; when there is none left, the row leaves the batch.
+takes the next one; when there is none left, the row leaves the batch. Rows that carry on do not
+stop there: the next article follows in the same segment, as if all were one text.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ class _Row:
     def left(self) -> int:
         return len(self.tokens) - self.position
 
+    def read(self, count: int) -> NDArray[np.int32]:
+        """Up to so many of the tokens that are left."""
+        tokens = self.tokens[self.position : self.position + count]
+        self.position += len(tokens)
+        return tokens
+
 
 class ArticleRows:
     """The rows of a batch and the articles that wait for one.
@@ -49,12 +56,18 @@ class ArticleRows:
         articles: token arrays, int32 [tokens].
         order: which article enters next; may be endless.
         rows: how many are read at once.
+        carry_rows: how many of them, the first ones, carry on; `order` must then be endless.
     """
 
     def __init__(
-        self, articles: Sequence[NDArray[np.int32]], order: Iterator[int], rows: int
+        self,
+        articles: Sequence[NDArray[np.int32]],
+        order: Iterator[int],
+        rows: int,
+        carry_rows: int = 0,
     ) -> None:
         self._articles, self._order, self._capacity = articles, order, rows
+        self._carry_rows = carry_rows
         self._rows: list[_Row] = []
 
     def __len__(self) -> int:
@@ -73,11 +86,11 @@ class ArticleRows:
         """Gives rows whose article has ended the next article; opens rows while there is room.
 
         Returns:
-            The rows that begin an article now. Rows that stay ended wait for `leave`.
+            The rows that begin an article now, afresh. Rows that stay ended wait for `leave`.
         """
         entered = []
         for number in range(self._capacity):
-            if number < len(self._rows) and self._rows[number].left > 0:
+            if number < len(self._rows) and self._goes_on(number):
                 continue
             article = next(self._order, None)
             if article is None:
@@ -89,6 +102,9 @@ class ArticleRows:
                 self._rows.append(row)
             entered.append(number)
         return entered
+
+    def _goes_on(self, number: int) -> bool:
+        return number < self._carry_rows or self._rows[number].left > 0
 
     def leave(self) -> list[int] | None:
         """Drops rows whose article has ended.
@@ -104,24 +120,34 @@ class ArticleRows:
 
     def take(self, segment: int, device: torch.device | str = "cpu") -> SegmentBatch:
         """Reads up to `segment` tokens in every row; no longer than the longest remainder."""
-        time = max(1, min(segment, max(row.left for row in self._rows)))
+        longest = segment if self._carry_rows else max(row.left for row in self._rows)
+        time = max(1, min(segment, longest))
         shape = (time, len(self._rows))
         inputs = np.full(shape, END_OF_LINE, dtype=np.int64)
         targets = np.full(shape, END_OF_LINE, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.float32)
-        for number, row in enumerate(self._rows):
-            count = min(time, row.left)
+        for number in range(len(self._rows)):
+            before, tokens = self._next(number, time)
+            count = len(tokens)
             if count == 0:
                 continue
-            start, end = row.position, row.position + count
-            targets[:count, number] = row.tokens[start:end]
-            if start > 0:
-                inputs[0, number] = row.tokens[start - 1]
-            inputs[1:count, number] = row.tokens[start : end - 1]
+            targets[:count, number] = tokens
+            inputs[0, number] = before
+            inputs[1:count, number] = tokens[:-1]
             mask[:count, number] = 1.0
-            row.position = end
         parts = (torch.from_numpy(part).to(device) for part in (inputs, targets, mask))
         return SegmentBatch(*parts)
+
+    def _next(self, number: int, count: int) -> tuple[int, NDArray[np.int32]]:
+        """The token before, and up to `count` tokens that a row now reads."""
+        row = self._rows[number]
+        before = int(row.tokens[row.position - 1]) if row.position > 0 else END_OF_LINE
+        tokens = row.read(count)
+        while number < self._carry_rows and len(tokens) < count:
+            article = next(self._order)
+            row = self._rows[number] = _Row(article, self._articles[article])
+            tokens = np.concatenate([tokens, row.read(count - len(tokens))])
+        return before, tokens
 
 
 def set_rows(tree: Any, rows: Sequence[int], value: Any) -> None:

@@ -22,12 +22,17 @@ class ArticlePasses:
         articles: what is read.
         rows: how many at once.
         seed: of the order.
+        carry_rows: how many of the rows read on across articles.
     """
 
-    def __init__(self, articles: ArticleSet, rows: int, seed: int) -> None:
-        self._articles, self._num_rows, self._seed = _Tokens(articles), rows, seed
+    def __init__(self, articles: ArticleSet, rows: int, seed: int, carry_rows: int = 0) -> None:
+        self._articles, self._seed = _Tokens(articles), seed
+        self._num_rows, self._carry_rows = rows, carry_rows
         self._entered = 0
-        self.rows = ArticleRows(self._articles, self._order(), rows)
+        self.rows = self._new_rows()
+
+    def _new_rows(self) -> ArticleRows:
+        return ArticleRows(self._articles, self._order(), self._num_rows, self._carry_rows)
 
     def _order(self) -> Iterator[int]:
         count = len(self._articles)
@@ -45,7 +50,7 @@ class ArticlePasses:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state_dict`."""
         self._entered = state["entered"]
-        self.rows = ArticleRows(self._articles, self._order(), self._num_rows)
+        self.rows = self._new_rows()
         self.rows.restore(state["positions"])
 
 

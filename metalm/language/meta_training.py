@@ -5,6 +5,9 @@ meta-gradient of all scores goes through those updates. Between steps the histor
 reading: hidden states and fast weights go on, and what a row has learnt, its displacement from W_0,
 is held constant (`rebase`). In forward mode nothing is cut: each score's gradient goes through
 every update since the row's article began.
+
+Most rows begin each article from W_0. Some may read on across articles instead (`carry_rows`), so
+that the rule learns to let go of the last article by itself.
 """
 
 from __future__ import annotations
@@ -69,9 +72,17 @@ class MetaTrainingConfig:
     """Power of its loss by which a token weighs in what is learnt from while reading. The weights
     are held constant at both orders, and what counts is the unweighted loss. More time and memory
     than without."""
+    carry_rows: int = 0
+    """Rows that read on from one article into the next, as the carry-on mode does: they keep their
+    hidden states and fast weights. All others begin every article from W_0."""
 
     def __post_init__(self) -> None:
         """Checks that the parts of the recipe fit."""
+        if not 0 <= self.carry_rows <= self.rows:
+            raise ValueError(
+                "rows that carry on are some of the rows; expected carry_rows from 0 to rows, that "
+                f"is {self.rows}, found {self.carry_rows}; do change one of them"
+            )
         if self.order not in (1, 2) or self.mode not in ("reverse", "forward"):
             raise ValueError(
                 "unknown meta-gradient; expected order 1 or 2 and mode 'reverse' or 'forward', "
@@ -227,7 +238,7 @@ class MetaTraining:
         self.slow, self.rest = split(model, fast_names)
         self.optimizer = torch.optim.Adam(rule.parameters(), lr=config.learning_rate)
         self.loss = SegmentLoss(model, config.segment, surprise=config.surprise)
-        self.passes = ArticlePasses(articles, config.rows, seed)
+        self.passes = ArticlePasses(articles, config.rows, seed, config.carry_rows)
         self.fast: Parameters = {
             name: weight.detach().expand(self.share.size, *weight.shape).clone()
             for name, weight in self.slow.items()

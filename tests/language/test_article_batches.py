@@ -86,6 +86,28 @@ def test_a_row_that_has_ended_is_padding(texts):
     assert batch.inputs[:, 0].tolist() == batch.targets[:, 0].tolist() == [END_OF_LINE] * 3
 
 
+@pytest.mark.parametrize("segment", [1, 4, 50])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_row_that_carries_on_reads_articles_as_one_text(texts, rows, segment):
+    order = [3, 0, 4, 2, 1]
+    reading = ArticleRows(texts, itertools.cycle(order), rows, carry_rows=1)
+    found = []
+    entered = reading.enter()
+    while len(found) < 200:
+        batch = reading.take(segment)
+        assert batch.mask[:, 0].all()
+        found += zip(batch.inputs[:, 0].tolist(), batch.targets[:, 0].tolist(), strict=True)
+        again = reading.enter()
+        assert 0 not in again
+        entered += again
+    if rows == 1:  # otherwise the other row takes some
+        text = np.tile(np.concatenate([texts[number] for number in order]), 20)[: len(found)]
+        assert [target for _, target in found] == text.tolist()
+    assert [token for token, _ in found] == [END_OF_LINE, *(target for _, target in found)][:-1]
+    assert entered.count(0) == 1
+    assert (entered.count(1) > 1) == (rows == 2)
+
+
 @pytest.mark.parametrize("stopped_after", [1, 2, 4])
 def test_restored_rows_go_on_as_unbroken_ones(texts, stopped_after):
     def advance(rows, times):

@@ -71,6 +71,7 @@ class Reference:
         self.model, self.joint = training.model, training.model_optimizer is not None
         self.rule, self.unroll = copy.deepcopy(training.rule), training.config.unroll
         self.surprise = training.config.surprise
+        self.carry_rows = training.config.carry_rows
         parameters = dict(training.model.named_parameters())
         self.leaves = {n: w.detach().clone() for n, w in parameters.items()}
         for leaf in self.leaves.values():
@@ -80,12 +81,16 @@ class Reference:
         self.model_optimizer = torch.optim.AdamW(self.leaves.values(), lr=1.0, weight_decay=0.1)
         self.entered, self.rows = 0, [None] * ROWS
 
-    def enter(self):
+    def next_text(self):
         number, place = divmod(self.entered, len(self.texts))
         order = np.random.default_rng([SEED, number]).permutation(len(self.texts))
         self.entered += 1
+        return self.texts[order[place]]
+
+    def enter(self, carry):
         return {
-            "text": self.texts[order[place]],
+            "text": self.next_text(),
+            "carry": carry,
             "position": 0,
             "fast": {name: self.leaves[name].detach().clone() for name in self.names},
             "state": self.plain_state(self.model),
@@ -129,8 +134,12 @@ class Reference:
 
     def step(self, index):
         for number, row in enumerate(self.rows):
-            if row is None or row["position"] == len(row["text"]):
-                self.rows[number] = self.enter()
+            if row is None or (not row["carry"] and row["position"] == len(row["text"])):
+                self.rows[number] = self.enter(number < self.carry_rows)
+        for number in range(1, 1 + self.unroll):  # what carries on needs text for each segment
+            for row in self.rows:
+                while row["carry"] and len(row["text"]) < row["position"] + number * SEGMENT:
+                    row["text"] = np.concatenate([row["text"], self.next_text()])
         read = [self.read_row(row) for row in self.rows]
         tokens = sum(count for _, count in read)
         loss = sum(total for total, _ in read) / tokens
@@ -157,7 +166,10 @@ class Reference:
 @pytest.mark.parametrize("granularity", ["tensor", "row"])
 @pytest.mark.parametrize("adapt", ["some", "all"])
 @pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize(("unroll", "surprise"), [(UNROLL, 0.0), (3, 0.0), (3, 0.5)])
+@pytest.mark.parametrize(
+    ("unroll", "surprise", "carry_rows"),
+    [(UNROLL, 0.0, 0), (3, 0.0, 0), (3, 0.5, 0), (UNROLL, 0.0, 1), (3, 0.0, ROWS)],
+)
 def test_steps_equal_plain_autograd(
     meta_training,
     articles,
@@ -166,12 +178,15 @@ def test_steps_equal_plain_autograd(
     learned_update,
     unroll,
     surprise,
+    carry_rows,
     joint,
     adapt,
     granularity,
 ):
-    """Rows end inside of an unroll and take new articles."""
-    config = dataclasses.replace(JOINT if joint else FROZEN, unroll=unroll, surprise=surprise)
+    """Rows end inside of an unroll and take new articles, from W_0 or carrying on."""
+    config = dataclasses.replace(
+        JOINT if joint else FROZEN, unroll=unroll, surprise=surprise, carry_rows=carry_rows
+    )
     training = meta_training(joint, adapt, granularity, config=config)
     reference = Reference(training, articles, plain_nats, plain_state, learned_update)
     start = {name: weight.clone() for name, weight in training.rule.state_dict().items()}
@@ -180,7 +195,7 @@ def test_steps_equal_plain_autograd(
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-7, err_msg=name)
-    assert training.passes.state_dict()["entered"] == reference.entered > 4
+    assert training.passes.state_dict()["entered"] == reference.entered > 4 - carry_rows
     for name, weight in reference.rule.state_dict().items():
         torch.testing.assert_close(training.rule.state_dict()[name], weight, rtol=1e-6, atol=1e-8)
     moved = [n for n, w in training.rule.state_dict().items() if not torch.equal(w, start[n])]
@@ -218,17 +233,19 @@ def test_checkpointed_segments_change_nothing(meta_training, joint):
         torch.testing.assert_close(found[name], tensor, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("carry_rows", [0, 1])
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("stopped_after", [1, 3, 4])
-def test_a_resumed_training_equals_an_unbroken_one(meta_training, joint, stopped_after):
-    unbroken = meta_training(joint)
+def test_a_resumed_training_equals_an_unbroken_one(meta_training, joint, stopped_after, carry_rows):
+    config = dataclasses.replace(JOINT if joint else FROZEN, carry_rows=carry_rows)
+    unbroken = meta_training(joint, config=config)
     for index in range(6):
         unbroken.step(index)
-    broken = meta_training(joint)
+    broken = meta_training(joint, config=config)
     for index in range(stopped_after):
         broken.step(index)
     tensors, meta = broken.state_dict()
-    again = meta_training(joint, seed=9)
+    again = meta_training(joint, seed=9, config=config)
     again.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, meta)
     for index in range(stopped_after, 6):
         again.step(index)
@@ -347,6 +364,13 @@ def test_an_unroll_that_trains_no_rule_is_refused(kind):
     with pytest.raises(ValueError, match=r"expected unroll >= 1 in mode 'forward', found 0"):
         kind(unroll=0, mode="forward")
     assert kind(unroll=1, mode="forward").unroll == 1
+
+
+@pytest.mark.parametrize("kind", [RuleTrainingConfig, JointTrainingConfig])
+@pytest.mark.parametrize("carry_rows", [-1, 3])
+def test_more_rows_that_carry_on_than_rows_are_refused(kind, carry_rows):
+    with pytest.raises(ValueError, match=f"from 0 to rows, that is 2, found {carry_rows}; do"):
+        kind(rows=2, carry_rows=carry_rows)
 
 
 @pytest.mark.parametrize(
