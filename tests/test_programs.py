@@ -158,7 +158,7 @@ def test_a_run_scored_under_temperatures(evaluate, trained, tmp_path, monkeypatc
     assert "a temperature divides the logits" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("preset", ["awd-lstm", "awd-lstm-1cycle"])
+@pytest.mark.parametrize("preset", ["awd-lstm", "awd-lstm-1cycle", "awd-qrnn", "awd-qrnn-1cycle"])
 def test_a_published_recipe_at_a_tiny_size(train, own_text, here, preset):
     """Every stage of it, from the command line; whole words, and all articles for the base."""
     small = [word for word in SMALL if "vocabulary-size" not in word]

@@ -23,3 +23,15 @@ def test_awd_lstm_has_33_556_078_parameters(name):
     assert [layer.hidden_size for layer in model.layers] == [1150, 1150, 400]
     found = sum(parameter.numel() for parameter in model.parameters())
     assert found == count_by_formula(33_278, 400, 1150, 3) == 33_556_078
+
+
+@pytest.mark.parametrize("name", ["awd-qrnn", "awd-qrnn-1cycle"])
+def test_awd_qrnn_has_33_354_628_parameters(name):
+    """Two inputs at once in the first layer; three gates, and a bias for each."""
+    config = PRESETS[name]().model
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    assert [layer.hidden_size for layer in model.layers] == [1550, 1550, 1550, 400]
+    layers = 3 * 1550 * (2 * 400 + 1) + 2 * 3 * 1550 * (1550 + 1) + 3 * 400 * (1550 + 1)
+    found = sum(parameter.numel() for parameter in model.parameters())
+    assert found == 33_278 * (400 + 1) + layers == 33_354_628
