@@ -28,12 +28,10 @@ import torch
 from data_prep.own_text import read_texts
 from metalm.language.articles import open_corpus
 from metalm.language.experiment import MODES, SPLITS, evaluate, tune_run
+from metalm.language.opened_run import open_run
 from metalm.language.own_texts import evaluate_texts, reader_of_pretrained, reader_of_run
-from metalm.language.presets import ExperimentConfig
 from metalm.language.run_folder import RunFolder
-from metalm.language.vocabulary import Vocabulary
 from metalm.training.allocator import keep_freed_memory
-from metalm.training.configuration import from_json
 from metalm.training.disk import writing
 from metalm.training.folder_lock import only_program_in
 from metalm.training.processes import first_alone, is_first, refuse_several, together
@@ -125,7 +123,11 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
             "--official-runs is for few-shot methods; expected a run of train.py fewshot, found "
             f"{folder.folder}; leave the option out"
         )
-    config = from_json(ExperimentConfig, folder.read_configuration())
+    # Imported late: it takes half a second, and single texts are read without it.
+    from data_prep.corpora import prepare_as
+
+    opened = open_run(options.run, lambda data: first_alone(lambda: prepare_as(data)))
+    config, own = opened.config, opened.corpus
     if options.temperatures:
         evaluation = dataclasses.replace(
             config.evaluation, temperatures=tuple(options.temperatures)
@@ -134,19 +136,10 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
     threads = options.threads or config.threads
     if threads > 0:
         torch.set_num_threads(threads)
-    # Imported late: it takes half a second, and single texts are read without it.
-    from data_prep.corpora import prepare_as
-
-    own = open_corpus(first_alone(lambda: prepare_as(config.data)))
-    vocabulary = Vocabulary.load(folder.vocabulary_path)
-    if vocabulary.checksum != own.vocabulary.checksum:
-        raise ValueError(
-            f"{own.folder} has another vocabulary than {folder.folder}; expected the one that the "
-            "run was trained with; prepare the run's own data again, or restore it"
-        )
     other = None
     if options.data is not None:
-        other = open_corpus(first_alone(lambda: prepare_as(config.data, options.data, vocabulary)))
+        words = own.vocabulary
+        other = open_corpus(first_alone(lambda: prepare_as(config.data, options.data, words)))
     with only_program_in(folder.folder), writing(folder.folder):
         if options.tune:
             tune_run(config, own, folder, options.modes)

@@ -37,7 +37,7 @@ from data_prep.corpora import prepare_as
 from metalm.adapt.reading_state import checksum
 from metalm.analysis.appearance import SETTINGS, save_figure
 from metalm.analysis.consolidation_report import consolidation_table, draw_consolidation
-from metalm.language.articles import Article, Corpus, open_corpus
+from metalm.language.articles import Article, Corpus
 from metalm.language.consolidation import ConsolidationConfig, LongTermMemory
 from metalm.language.consolidation_effect import Effect, Found, Succession
 from metalm.language.consolidation_tuning import (
@@ -48,14 +48,12 @@ from metalm.language.consolidation_tuning import (
 )
 from metalm.language.fisher import kept_fisher, spread
 from metalm.language.methods import NAMES
+from metalm.language.opened_run import OpenedRun, open_run
 from metalm.language.own_texts import reader_of_run
-from metalm.language.presets import ExperimentConfig
 from metalm.language.reading import Reader
 from metalm.language.run_folder import RunFolder
-from metalm.language.stages import Stages
 from metalm.meta.parameters import Parameters
 from metalm.training.allocator import keep_freed_memory
-from metalm.training.configuration import from_json
 
 BEGINNINGS = (200, 500, 1000)
 CHOSEN_BY = 500
@@ -69,15 +67,13 @@ def main() -> None:
     options = parse()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
-    folder = RunFolder(options.run)
-    config = from_json(ExperimentConfig, folder.read_configuration())
-    corpus = open_corpus(prepare_as(config.data))
-    out = options.out or folder.folder / "consolidation"
+    run = open_run(options.run, prepare_as)
+    out = options.out or run.folder.folder / "consolidation"
     out.mkdir(parents=True, exist_ok=True)
-    reader, settings = load_metalm(folder)
+    reader, settings = load_metalm(run.folder)
     print("metalm:", settings, flush=True)
-    text, succession = deal_out(config, corpus, folder, options)
-    fisher = fisher_of(reader, corpus, out / "fisher.safetensors", options.batches)
+    text, succession = deal_out(run, options)
+    fisher = fisher_of(reader, run.corpus, out / "fisher.safetensors", options.batches)
     results = begin(out, options, reader, settings)
     results["fisher"] = spread(fisher)
     print("Fisher, quantiles in units of its mean:", results["fisher"], flush=True)
@@ -123,18 +119,16 @@ def load_metalm(folder: RunFolder) -> tuple[Reader, dict[str, Any]]:
     return reader, {"segment": method.segment, **method.settings}
 
 
-def deal_out(
-    config: ExperimentConfig, corpus: Corpus, folder: RunFolder, options: argparse.Namespace
-) -> tuple[ChoiceText, Succession]:
+def deal_out(run: OpenedRun, options: argparse.Namespace) -> tuple[ChoiceText, Succession]:
     """Held-out articles in turn to A and B; validation; thirty that all trainings read."""
-    stages, most = Stages(config, corpus, folder), options.articles
+    stages, most = run.stages, options.articles
     held_out: list[Article] = list(stages.held_out_articles)
     old = np.random.default_rng(0).permutation(len(stages.base_articles))[:NUM_OLD]
     show = held_out[1::2][:most]
     text = ChoiceText(held_out[0::2][:most], show, CHOSEN_BY, options.tokens)
     succession = Succession(
         first=show,
-        then=list(corpus.valid)[:most],
+        then=list(run.corpus.valid)[:most],
         old=list(stages.base_articles.select(np.sort(old)))[:most],
         tokens=options.tokens,
         static_tokens=options.static_tokens,

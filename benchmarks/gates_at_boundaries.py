@@ -26,16 +26,11 @@ from metalm.analysis.appearance import COLOURS, SETTINGS, new_figure, save_figur
 from metalm.analysis.bootstrap import ratio_intervals
 from metalm.analysis.scores import FloatArray
 from metalm.analysis.tables import interval_text
-from metalm.language.articles import open_corpus
 from metalm.language.methods import Method
-from metalm.language.presets import ExperimentConfig
+from metalm.language.opened_run import open_run
 from metalm.language.reading import Reader
 from metalm.language.reading_curves import FLUSH, UPDATE, CurveRecorder, Curves, along_articles
-from metalm.language.run_folder import RunFolder
-from metalm.language.stages import Stages
-from metalm.language.trained import load_trained
 from metalm.training.allocator import keep_freed_memory
-from metalm.training.configuration import from_json
 
 SHOWN = 8
 
@@ -45,17 +40,15 @@ def main() -> None:
     options = parse()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
-    folder = RunFolder(options.run)
-    config = from_json(ExperimentConfig, folder.read_configuration())
-    corpus = open_corpus(prepare_as(config.data))
-    models = load_trained(folder, config, Stages(config, corpus, folder).base_articles)
+    run = open_run(options.run, prepare_as)
+    models = run.trained()
     method = Method(
         name="",
         model="control" if options.learning == "rule" else "joint",
         learning=options.learning,
         segment=options.segment,
     )
-    texts = [corpus.valid[n].tokens[: options.tokens] for n in range(options.articles)]
+    texts = [run.corpus.valid[n].tokens[: options.tokens] for n in range(options.articles)]
     rule = models.rule(method)
     assert rule is not None
     reader = Reader(models.model(method), rule, models.fast_names(method), method.segment)

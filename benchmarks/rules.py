@@ -28,18 +28,14 @@ from numpy.typing import NDArray
 from data_prep.corpora import prepare_as
 from metalm.analysis.bootstrap import ratio_intervals
 from metalm.analysis.tables import interval_text
-from metalm.language.articles import ArticleSet, open_corpus
+from metalm.language.articles import ArticleSet
 from metalm.language.methods import Learning, Method, ModelName, TrainedModels
-from metalm.language.presets import ExperimentConfig
+from metalm.language.opened_run import open_run
 from metalm.language.reading import Reader
-from metalm.language.run_folder import RunFolder
-from metalm.language.stages import Stages
-from metalm.language.trained import load_trained
 from metalm.language.trials import Trial, choose_settings, trial_from_json, trial_to_json
 from metalm.language.tuning import tune
 from metalm.language.tuning_text import TuningConfig, tuning_articles, tuning_text
 from metalm.training.allocator import keep_freed_memory
-from metalm.training.configuration import from_json
 
 Store = dict[str, Any]
 
@@ -70,17 +66,14 @@ def main() -> None:
     asked = {"tokens": options.tokens, "segments": options.segments}
     if store.setdefault("asked", asked) != asked:
         sys.exit(f"{path} holds other readings: {store['asked']}; choose another --out")
-    for number, run in enumerate(options.runs):
-        folder = RunFolder(run)
-        config = from_json(ExperimentConfig, folder.read_configuration())
-        corpus = open_corpus(prepare_as(config.data))
-        config = dataclasses.replace(
-            config, tuning=with_segments(config.tuning, options.segments, options.tuning_tokens)
-        )
-        models = load_trained(folder, config, Stages(config, corpus, folder).base_articles)
-        for cell in cells_of(Path(run).name, models, options.modes, rivals=number == 0):
-            entry = store.setdefault(cell.key, {"kind": config.rule.kind})
-            for _ in fill(cell, entry, models, corpus.valid, config.tuning, options.tokens):
+    for number, name in enumerate(options.runs):
+        run = open_run(name, prepare_as)
+        tuning = with_segments(run.config.tuning, options.segments, options.tuning_tokens)
+        run = run._replace(config=dataclasses.replace(run.config, tuning=tuning))
+        models = run.trained()
+        for cell in cells_of(Path(name).name, models, options.modes, rivals=number == 0):
+            entry = store.setdefault(cell.key, {"kind": run.config.rule.kind})
+            for _ in fill(cell, entry, models, run.corpus.valid, tuning, options.tokens):
                 keep(path, store)
     for mode in options.modes:
         print_table(store, mode, options.segments)

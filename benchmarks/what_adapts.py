@@ -33,7 +33,6 @@ from data_prep.corpora import prepare_as
 from metalm.adapt.reading_state import checksum
 from metalm.analysis.bootstrap import ratio_intervals
 from metalm.analysis.tables import interval_text
-from metalm.language.articles import Corpus, open_corpus
 from metalm.language.choice_scores import (
     ChoiceScore,
     choice_score,
@@ -50,12 +49,9 @@ from metalm.language.fast_choices import (
     low_rank_choices,
 )
 from metalm.language.model import LanguageModel
-from metalm.language.presets import ExperimentConfig
-from metalm.language.run_folder import RunFolder
-from metalm.language.stages import Stages
+from metalm.language.opened_run import OpenedRun, open_run
 from metalm.language.trained import load_model
 from metalm.training.allocator import keep_freed_memory
-from metalm.training.configuration import from_json
 
 DEFAULT = next(choice.name for choice in WHOLE if choice.patterns == FastChoice(name="").patterns)
 
@@ -65,10 +61,7 @@ def main() -> None:
     options = parse()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
-    folder = RunFolder(options.run)
-    config = from_json(ExperimentConfig, folder.read_configuration())
-    corpus = open_corpus(prepare_as(config.data))
-    print(table(measure(config, corpus, folder, options)))
+    print(table(measure(open_run(options.run, prepare_as), options)))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -91,14 +84,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def measure(
-    config: ExperimentConfig, corpus: Corpus, folder: RunFolder, options: argparse.Namespace
-) -> list[ChoiceScore]:
+def measure(run: OpenedRun, options: argparse.Namespace) -> list[ChoiceScore]:
     """One score a choice and way of learning, and one static; what is there already stays."""
-    model = load_model(folder, "control", config)
-    training = Stages(config, corpus, folder).base_articles
+    folder = run.folder
+    model = load_model(folder, "control", run.config)
+    training = run.base_articles
     text = compared_text(
-        corpus.valid,
+        run.corpus.valid,
         num_tuned=options.tuning_articles,
         num_shown=options.articles,
         tokens=options.tokens,

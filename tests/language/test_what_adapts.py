@@ -15,6 +15,7 @@ from metalm.language.cache import CacheConfig
 from metalm.language.choice_scores import compared_text, starting_settings
 from metalm.language.fast_choices import WHOLE, FastChoice, fast_rms, low_rank_choices
 from metalm.language.methods import STARTS
+from metalm.language.opened_run import OpenedRun
 from metalm.language.reading import Reader
 from metalm.language.streams import TokenStreams
 from metalm.language.trained import load_model
@@ -104,13 +105,13 @@ def test_the_rms_of_factors_is_that_of_the_gradients_in_the_basis(tiny_model, ar
 @pytest.fixture(scope="module")
 def measured(program, trained_run, tmp_path_factory):
     """Options, and all scores for one tuned and two shown articles."""
-    config, corpus, folder = trained_run
+    run = OpenedRun(trained_run[2], *trained_run[:2])
     out = tmp_path_factory.mktemp("what-adapts")
     words = ["run", "--out", str(out), "--articles", "2", "--tuning-articles", "1"]
     words += ["--tokens", "11", "--segment", "4", "--ranks", "2", "--bases", "principal"]
     words += ["--factors", "both", "left"]
     options = program.parse([*words, "--halvings", "0", "--batches", "3", "--rows", "2"])
-    return options, program.measure(config, corpus, folder, options)
+    return options, program.measure(run, options)
 
 
 def test_the_scores(measured, trained_run, plain_read):
@@ -176,17 +177,17 @@ def test_the_table(program, measured):
 
 
 def test_what_is_there_is_not_read_again(program, measured, trained_run, monkeypatch):
-    config, corpus, folder = trained_run
+    run = OpenedRun(trained_run[2], *trained_run[:2])
     options, scores = measured
 
     def refuse(*arguments):
         raise AssertionError("read again")
 
     monkeypatch.setattr(Reader, "read", refuse)
-    assert program.measure(config, corpus, folder, options) == scores
+    assert program.measure(run, options) == scores
     other = argparse.Namespace(**{**vars(options), "tokens": 10})
     with pytest.raises(AssertionError, match="read again"):
-        program.measure(config, corpus, folder, other)
+        program.measure(run, other)
 
 
 def test_nothing_left_to_show(trained_run):
