@@ -30,9 +30,9 @@ from data_prep.prepared import write
 from data_prep.text_source import TextArticle, TextSource
 from metalm.language.articles import SPLITS, Corpus, open_corpus
 from metalm.language.base_training import BaseTraining, BaseTrainingConfig
-from metalm.language.meta_training import (
+from metalm.language.meta_training import MetaTraining
+from metalm.language.meta_training_config import (
     JointTrainingConfig,
-    MetaTraining,
     RuleTrainingConfig,
     starting_rule,
 )

@@ -25,7 +25,8 @@ import torch
 
 from metalm.language.articles import SCHEMA, ArticleSet
 from metalm.language.base_training import BaseTraining
-from metalm.language.meta_training import MetaTraining, starting_rule
+from metalm.language.meta_training import MetaTraining
+from metalm.language.meta_training_config import starting_rule
 from metalm.language.model import LanguageModel
 from metalm.language.presets import ExperimentConfig, preset_named
 from metalm.meta.parameters import choose, split

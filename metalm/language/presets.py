@@ -12,7 +12,7 @@ from typing import Literal
 from metalm.language.awd_training import AwdTrainingConfig
 from metalm.language.base_training import BaseTrainingConfig
 from metalm.language.data_config import DataConfig
-from metalm.language.meta_training import JointTrainingConfig, RuleTrainingConfig
+from metalm.language.meta_training_config import JointTrainingConfig, RuleTrainingConfig
 from metalm.language.model import ModelConfig
 from metalm.language.tuning_text import TuningConfig
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from metalm.language.cache import CacheConfig
-from metalm.language.meta_training import RuleTrainingConfig
+from metalm.language.meta_training_config import RuleTrainingConfig
 from metalm.language.model import ModelConfig
 
 

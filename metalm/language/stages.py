@@ -24,8 +24,8 @@ import torch
 from metalm.language.articles import ArticleSet, Corpus
 from metalm.language.awd_training import AwdTraining, start_as_published
 from metalm.language.base_training import BaseTraining, one_cycle
-from metalm.language.meta_training import (
-    MetaTraining,
+from metalm.language.meta_training import MetaTraining
+from metalm.language.meta_training_config import (
     MetaTrainingConfig,
     refuse_impossible,
     starting_rule,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from metalm.language.articles import ArticleSet
-from metalm.language.meta_training import RuleTrainingConfig, starting_rule
+from metalm.language.meta_training_config import RuleTrainingConfig, starting_rule
 from metalm.language.methods import TrainedModels
 from metalm.language.model import LanguageModel
 from metalm.language.presets import ExperimentConfig

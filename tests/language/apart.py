@@ -17,7 +17,8 @@ import torch
 from metalm.language.articles import SCHEMA, ArticleSet
 from metalm.language.base_training import BaseTraining, BaseTrainingConfig
 from metalm.language.copy_readings import Request, read_copies
-from metalm.language.meta_training import JointTrainingConfig, MetaTraining, RuleTrainingConfig
+from metalm.language.meta_training import MetaTraining
+from metalm.language.meta_training_config import JointTrainingConfig, RuleTrainingConfig
 from metalm.language.methods import Method, TrainedModels
 from metalm.language.model import LanguageModel, ModelConfig
 from metalm.language.reading import CacheGrid

@@ -13,7 +13,7 @@ from metalm.language import stages
 from metalm.language.articles import SCHEMA, ArticleSet, open_corpus
 from metalm.language.base_training import BaseTrainingConfig
 from metalm.language.experiment import train
-from metalm.language.meta_training import JointTrainingConfig, RuleTrainingConfig
+from metalm.language.meta_training_config import JointTrainingConfig, RuleTrainingConfig
 from metalm.language.methods import TrainedModels
 from metalm.language.model import LanguageModel, ModelConfig
 from metalm.language.presets import DataConfig, EvaluationConfig, ExperimentConfig

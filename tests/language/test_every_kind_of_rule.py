@@ -12,9 +12,9 @@ import torch
 from metalm.language import experiment, ship
 from metalm.language import stages as stages_module
 from metalm.language.article_batches import ArticleRows
-from metalm.language.meta_training import (
+from metalm.language.meta_training import MetaTraining
+from metalm.language.meta_training_config import (
     JointTrainingConfig,
-    MetaTraining,
     RuleTrainingConfig,
     starting_rule,
 )

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from metalm.language.article_batches import SegmentBatch
-from metalm.language.meta_training import JointTrainingConfig, MetaTraining, RuleTrainingConfig
+from metalm.language.meta_training import MetaTraining
+from metalm.language.meta_training_config import JointTrainingConfig, RuleTrainingConfig
 from metalm.language.segment_loss import SegmentLoss
 from metalm.meta.parameters import choose, split
 from metalm.meta.rules.learned_rates import LearnedRates

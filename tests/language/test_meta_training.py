@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from metalm.language.meta_training import (
+from metalm.language.meta_training import MetaTraining
+from metalm.language.meta_training_config import (
     JointTrainingConfig,
-    MetaTraining,
     RuleTrainingConfig,
     starting_rule,
 )
