@@ -28,6 +28,7 @@ from metalm.language.stream_loss import stream_loss
 from metalm.language.streams import TokenStreams
 from metalm.language.window_lengths import Window, WindowLengths, WindowPlan
 from metalm.meta.parameters import Parameters
+from metalm.training.checked_settings import refuse_below
 from metalm.training.precision import reduced_products
 from metalm.training.state import pack, unpack
 
@@ -79,12 +80,7 @@ class AwdTrainingConfig:
 
     def __post_init__(self) -> None:
         """Checks what would fail far from where it was set."""
-        for name in ("epochs", "rows", "window", "shortest_window", "validation_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"awd.{name} counts something; expected at least 1, found "
-                    f"{getattr(self, name)}; do raise it"
-                )
+        refuse_below(self, "awd", "epochs", "rows", "window", "shortest_window", "validation_rows")
         if min(self.phases) < 0 or sum(self.phases) <= 0:
             raise ValueError(
                 "awd.phases are lengths; expected four numbers of at least 0 that are not all 0, "

@@ -24,6 +24,7 @@ from metalm.language.recurrence import LayerState
 from metalm.language.row_share import RowShare, in_turn, own_parts, own_share, whole
 from metalm.meta.tree import join
 from metalm.training import processes
+from metalm.training.checked_settings import refuse_below, refuse_outside
 from metalm.training.precision import reduced_products
 from metalm.training.state import pack, unpack
 
@@ -55,6 +56,11 @@ class BaseTrainingConfig:
     """Highest norm of the gradient."""
     bfloat16: bool = True
     """Matrix products in bfloat16 where the hardware has it; weights and losses in float32."""
+
+    def __post_init__(self) -> None:
+        """Checks sizes and shares."""
+        refuse_below(self, "base", "tokens", "rows", "window")
+        refuse_outside(self, "base", "warm_up", "beta2")
 
     @property
     def tokens_per_step(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from metalm.training.checked_settings import refuse_below, refuse_outside
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -21,3 +23,8 @@ class DataConfig:
     held_out: float = 0.1
     """Share of the training articles that the base never reads; the rule is trained on them. 0: the
     base reads all of them, and the rule is trained on text that the base knows."""
+
+    def __post_init__(self) -> None:
+        """Checks the size and the share."""
+        refuse_below(self, "data", "vocabulary_size")
+        refuse_outside(self, "data", "held_out")

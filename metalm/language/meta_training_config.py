@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -14,12 +14,15 @@ from metalm.meta.meta_gradient import Mode
 from metalm.meta.parameters import Parameters
 from metalm.meta.rules.kinds import LearnedRule, RuleKind, known_settings, learned_rule
 from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.training.checked_settings import refuse_below
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetaTrainingConfig:
     """What the two trainings of the rule have in common."""
 
+    SECTION: ClassVar[str]
+    """Its name on the command line."""
     tokens: int
     """Tokens read."""
     rows: int
@@ -51,6 +54,7 @@ class MetaTrainingConfig:
 
     def __post_init__(self) -> None:
         """Checks that the parts of the recipe fit."""
+        refuse_below(self, self.SECTION, "tokens", "rows", "segment")
         if not 0 <= self.carry_rows <= self.rows:
             raise ValueError(
                 "rows that carry on are some of the rows; expected carry_rows from 0 to rows, that "
@@ -87,6 +91,7 @@ class MetaTrainingConfig:
 class RuleTrainingConfig(MetaTrainingConfig):
     """Training of the rule with the model frozen, on articles that the base has not read."""
 
+    SECTION = "rule"
     tokens: int = 200_000
     """Tokens read."""
     rows: int = 8
@@ -116,6 +121,7 @@ class RuleTrainingConfig(MetaTrainingConfig):
 class JointTrainingConfig(MetaTrainingConfig):
     """Training of the rule and W_0 together, on all training articles."""
 
+    SECTION = "joint"
     tokens: int = 3_000_000
     """Tokens read; the control of the base reads as many."""
     rows: int = 16

@@ -22,6 +22,7 @@ from metalm.language.prediction import AbstractPrediction
 from metalm.language.recurrence import LayerState
 from metalm.language.row_share import RowShare
 from metalm.language.tied_embedding import Tables, TiedEmbedding
+from metalm.training.checked_settings import refuse_below, refuse_outside
 
 ModelState = tuple[LayerState, ...]
 
@@ -58,25 +59,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Checks sizes and probabilities."""
-        sizes = ("vocabulary_size", "embedding_size", "hidden_size", "num_layers", "shrink")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"model.{name} is a size; expected at least 1, found {getattr(self, name)}; "
-                    "do raise it"
-                )
+        refuse_below(self, "model", "vocabulary_size", "embedding_size", "hidden_size")
+        refuse_below(self, "model", "num_layers", "shrink")
         if any(b <= a for a, b in itertools.pairwise((0, *self.cutoffs))):
             raise ValueError(
                 "model.cutoffs are the first tokens of clusters; expected rising numbers from 1 "
                 f"on, found {', '.join(map(str, self.cutoffs))}; do sort them"
             )
         for name in ("input", "hidden", "output", "embedding", "weight"):
-            value = getattr(self, f"{name}_dropout")
-            if not 0.0 <= value < 1.0:
-                raise ValueError(
-                    f"model.{name}_dropout is a probability; expected 0 <= p < 1, found {value}; "
-                    "do change it"
-                )
+            refuse_outside(self, "model", f"{name}_dropout")
 
 
 class ModelOutput(NamedTuple):

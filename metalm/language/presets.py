@@ -15,6 +15,7 @@ from metalm.language.data_config import DataConfig
 from metalm.language.meta_training_config import JointTrainingConfig, RuleTrainingConfig
 from metalm.language.model import ModelConfig
 from metalm.language.tuning_text import TuningConfig
+from metalm.training.checked_settings import refuse_below, refuse_empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,9 @@ class EvaluationConfig:
     which it is scored once more; none for no such table."""
 
     def __post_init__(self) -> None:
-        """Checks the temperatures."""
+        """Checks the rows and the temperatures."""
+        refuse_empty(self, "evaluation", "modes")
+        refuse_below(self, "evaluation", "rows")
         if any(not each > 0 for each in self.temperatures):
             raise ValueError(
                 "a temperature divides the logits; expected evaluation.temperatures above 0, found "

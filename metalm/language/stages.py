@@ -294,8 +294,8 @@ def hold_out(count: int, share: float, seed: int) -> tuple[Sequence[int], Sequen
     kept = max(1, round(count * share))
     if count - kept < 1:
         raise ValueError(
-            f"too few training articles; expected at least 2, found {count}; add articles to the "
-            f"training text"
+            f"too few training articles; expected at least one beside the {kept} that are held out "
+            f"(a share of {share:g}), found {count} in all; add articles, or lower data.held_out"
         )
     order = np.random.default_rng([seed, count]).permutation(count)
     return sorted(int(i) for i in order[kept:]), sorted(int(i) for i in order[:kept])

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from metalm.adapt.token_losses import check_surprise
 from metalm.language.articles import ArticleSet
 from metalm.language.methods import ALL_BUT_RECURRENT
+from metalm.training.checked_settings import refuse_below, refuse_empty, refuse_outside
 
 Mode = str
 """Reading mode: "reset" at each article, or "carry" on across articles."""
@@ -28,9 +30,10 @@ class TuningConfig:
     adapt: tuple[str, ...] = ALL_BUT_RECURRENT
     """Patterns of the parameters that dynamic evaluation adapts."""
     segments: tuple[int, ...] = (20, 10, 5)
-    """Segment lengths tried for dynamic evaluation."""
+    """Segment lengths tried for dynamic evaluation. The first is searched over all settings, and at
+    the others the rate alone, from there, before last walks go over all settings at the best."""
     rule_segments: tuple[int, ...] = (20, 10)
-    """Segment lengths tried for the learned rules (they are trained at one of them)."""
+    """The same for the learned rules (they are trained at one of them)."""
     halvings: int = 1
     """How often the steps of the search are halved."""
     thetas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45, 0.66, 1.0)
@@ -45,6 +48,16 @@ class TuningConfig:
     """Power of a token's loss with which rivals and metalm walk once more; 0: they do not."""
     spreads: tuple[float, ...] = ()
     """Two fast copies are tried with the best rate times and over each of these numbers."""
+
+    def __post_init__(self) -> None:
+        """Checks the text and the grids."""
+        refuse_empty(self, "tuning", "adapt", "segments", "rule_segments", "thetas", "shares")
+        refuse_below(self, "tuning", "articles", "tokens", "segments", "rule_segments")
+        refuse_below(self, "tuning", "window", "rows")
+        refuse_below(self, "tuning", "carry_tokens", "halvings", "thetas", least=0)
+        refuse_below(self, "tuning", "spreads", least=1)
+        refuse_outside(self, "tuning", "shares")
+        check_surprise(self.surprise)
 
 
 @dataclass(frozen=True, kw_only=True)

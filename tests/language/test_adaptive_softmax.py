@@ -349,7 +349,7 @@ def test_products_in_bfloat16_are_near(build):
         ({"cutoffs": (4, 4)}, "expected rising numbers from 1 on, found 4, 4; do sort them"),
         ({"cutoffs": (0, 4)}, "expected rising numbers from 1 on, found 0, 4"),
         ({"cutoffs": (4, 13)}, "expected cutoffs below the 13 tokens of the vocabulary, found 13"),
-        ({"shrink": 0}, "model.shrink is a size; expected at least 1, found 0"),
+        ({"shrink": 0}, "model.shrink is too low; expected at least 1, found 0"),
     ],
 )
 def test_impossible_clusters_are_refused(changes, message):

@@ -243,7 +243,7 @@ def test_the_published_start_is_that_of_torch():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, r"awd.epochs counts something; expected at least 1, found 0"),
+        ({"epochs": 0}, r"awd.epochs is too low; expected at least 1, found 0"),
         ({"phases": (0.0, 0.0, 0.0, 0.0)}, r"awd.phases are lengths; expected four numbers"),
         ({"phases": (1.0, -1.0, 1.0, 1.0)}, r"awd.phases are lengths; expected four numbers"),
     ],

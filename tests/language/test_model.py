@@ -264,15 +264,21 @@ def test_the_tie_survives_a_state_dict(tiny_model):
     [
         (
             {"hidden_size": 0},
-            "model.hidden_size is a size; expected at least 1, found 0; do raise it",
+            "model.hidden_size is too low; expected at least 1, found 0; do raise it",
         ),
-        ({"vocabulary_size": -1}, "model.vocabulary_size is a size; expected at least 1, found -1"),
+        (
+            {"vocabulary_size": -1},
+            "model.vocabulary_size is too low; expected at least 1, found",
+        ),
         (
             {"cell": "gru"},
             "unknown cell; expected one of lstm, qrnn, found 'gru'; correct model.cell",
         ),
-        ({"input_dropout": 1.0}, "model.input_dropout is a probability; expected 0 <= p < 1"),
-        ({"weight_dropout": -0.1}, "model.weight_dropout is a probability"),
+        (
+            {"input_dropout": 1.0},
+            "impossible model.input_dropout; expected 0 <= input_dropout < 1",
+        ),
+        ({"weight_dropout": -0.1}, "impossible model.weight_dropout"),
     ],
 )
 def test_impossible_models_are_refused(changes, message):

@@ -169,7 +169,10 @@ def test_held_out_articles_are_never_read_by_the_base(count, share):
 
 
 def test_one_article_cannot_be_divided():
-    with pytest.raises(ValueError, match="too few training articles; expected at least 2, found 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"at least one beside the 1 that are held out \(a share of 0.1\), found 1",
+    ):
         hold_out(1, 0.1, 1)
 
 
