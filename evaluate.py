@@ -32,6 +32,7 @@ from metalm.language.opened_run import open_run
 from metalm.language.own_texts import evaluate_texts, reader_of_pretrained, reader_of_run
 from metalm.language.run_folder import RunFolder
 from metalm.training.allocator import keep_freed_memory
+from metalm.training.devices import refuse_missing_device
 from metalm.training.disk import writing
 from metalm.training.folder_lock import only_program_in
 from metalm.training.processes import first_alone, is_first, refuse_several, together
@@ -65,7 +66,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="folder that train.py wrote; for --text also a saved model (default: the package's)",
     )
     parser.add_argument("--data", help="another corpus (name or path); default: the run's own")
-    parser.add_argument("--split", default="test", choices=SPLITS, help="which articles are scored")
+    parser.add_argument("--split", choices=SPLITS, help="which articles are scored (default: test)")
     parser.add_argument(
         "--tune", action="store_true", help="choose settings on validation articles and stop"
     )
@@ -82,6 +83,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         default=0,
         help="processor threads (default: the run's; one where one text is read at a time)",
     )
+    parser.add_argument("--device", help="where tensors live (default: where the run was trained)")
     parser.add_argument(
         "--official-runs",
         type=Path,
@@ -101,11 +103,11 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error("which run? expected a folder that train.py wrote")
         if options.out is not None:
             parser.error("--out goes with --text; other reports lie in the run's folder")
-    elif any((options.data, options.tune, options.modes, options.temperatures)):
-        parser.error(
-            "--text reads files as they are; it does not go with --data, --tune, --modes, "
-            "--temperatures"
-        )
+        return
+    others = ("data", "split", "tune", "modes", "temperatures", "official_runs")
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name)]
+    if given:
+        parser.error(f"--text reads files as they are; it does not go with {', '.join(given)}")
 
 
 def run(options: argparse.Namespace, command: str) -> Path | str:
@@ -126,8 +128,12 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
     # Imported late: it takes half a second, and single texts are read without it.
     from data_prep.corpora import prepare_as
 
+    if options.device is not None:
+        refuse_missing_device(options.device)
     opened = open_run(options.run, lambda data: first_alone(lambda: prepare_as(data)))
     config, own = opened.config, opened.corpus
+    config = dataclasses.replace(config, device=options.device or config.device)
+    refuse_missing_device(config.device)
     if options.temperatures:
         evaluation = dataclasses.replace(
             config.evaluation, temperatures=tuple(options.temperatures)
@@ -148,7 +154,7 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
             config,
             own,
             folder,
-            split=options.split,
+            split=options.split or "test",
             modes=options.modes,
             command=command,
             other=other,
@@ -174,9 +180,9 @@ def run_texts(options: argparse.Namespace, command: str) -> Path:
     name += f"-and-{len(texts) - 1}-more" if len(texts) > 1 else ""
     is_run = options.run is not None and (Path(options.run) / "configuration.json").exists()
     reader = (
-        reader_of_run(RunFolder(options.run))
+        reader_of_run(RunFolder(options.run), options.device)
         if is_run
-        else reader_of_pretrained(options.run or "shipped")
+        else reader_of_pretrained(options.run or "shipped", options.device)
     )
     # One text at a time gains nothing from a second thread, and loses much where the cores are
     # busy: the products are small and the threads wait for each other thousands of times a second.

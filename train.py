@@ -36,6 +36,7 @@ from metalm.language.presets import PRESETS, ExperimentConfig, preset_named
 from metalm.language.run_folder import RunFolder
 from metalm.language.stages import STAGES, refuse_unknown
 from metalm.training.allocator import keep_freed_memory
+from metalm.training.devices import refuse_missing_device
 from metalm.training.disk import writing
 from metalm.training.folder_lock import only_program_in
 from metalm.training.processes import first_alone, is_first, refuse_several, together
@@ -130,6 +131,7 @@ def open_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Corpus]:
 
 def run(config: ExperimentConfig, options: argparse.Namespace, command: str) -> None:
     """Prepares the data, trains, evaluates and reports."""
+    refuse_missing_device(config.device)
     keep_freed_memory()
     if config.threads > 0:
         torch.set_num_threads(config.threads)

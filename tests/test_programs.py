@@ -260,7 +260,9 @@ def test_what_is_no_text_or_no_model(evaluate, here, capsys, words, message):
     [
         ([], "which run?"),
         (["run", "--out", "x"], "--out goes with --text"),
-        (["run", "--text", "a.txt", "--tune"], "does not go with --data, --tune, --modes"),
+        (["run", "--text", "a.txt", "--tune"], "does not go with --tune"),
+        (["--text", "a.txt", "--split", "valid", "--data", "b"], "not go with --data, --split"),
+        (["--text", "a.txt", "--official-runs", "b"], "does not go with --official-runs"),
     ],
 )
 def test_options_that_do_not_go_together(evaluate, capsys, words, message):
@@ -268,6 +270,24 @@ def test_options_that_do_not_go_together(evaluate, capsys, words, message):
         evaluate.main(words)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_another_device_than_the_one_of_the_training(
+    evaluate, trained, tmp_path, monkeypatch, capsys
+):
+    """Trained where this machine cannot: the programs say so, and read on the processor."""
+    shutil.copytree(trained[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    path = Path("run/configuration.json")
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "warp"'))
+    Path("text.md").write_text("a cat sees the old zebra\n")
+    for words in (["run"], ["run", "--text", "text.md"]):
+        assert evaluate.main(words) == 2
+        assert "cannot use the device 'warp'" in capsys.readouterr().err
+        assert evaluate.main([*words, "--device", "cpu"]) == 0
+    assert evaluate.main(["run", "--device", "void"]) == 2
+    assert "cannot use the device 'void'" in capsys.readouterr().err
+    assert evaluate.main(["--text", "text.md", "--device", "void"]) == 2
 
 
 def test_a_run_whose_vocabulary_is_another_one(evaluate, trained, tmp_path, monkeypatch, capsys):
@@ -336,6 +356,7 @@ def test_presets_follow_the_data(train, here, capsys):
     ("words", "message"),
     [
         (["--preset", "huge"], "unknown preset; expected one of tiny, small, awd-lstm"),
+        (["--device", "warp"], "cannot use the device 'warp'"),
         (["--data", "wikitext-3"], "unknown corpus; expected python-docs, wikitext-2"),
         (["--data", "."], "there is no text in the folder ."),
         (["--model.vocabulary-size", "7"], "expected --data.vocabulary-size, found --model.voca"),
@@ -358,11 +379,19 @@ def test_an_unknown_stage_is_refused_before_anything_starts(train, own_text, her
     assert list(here.iterdir()) == []
 
 
-def test_an_unknown_setting(train, here, capsys):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.colour", "red"], "--model.colour"),
+        (["--tuning.segments"], "tuning.segments is empty; expected one value or more"),
+        (["--joint.segment", "0"], "joint.segment is too low; expected at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(train, here, capsys, words, message):
     with pytest.raises(SystemExit) as stopped:
-        train.main(["--model.colour", "red", "--dry-run"])
+        train.main([*words, "--dry-run"])
     assert stopped.value.code == 2
-    assert "--model.colour" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from metalm.language.scoring import score_split
 from metalm.language.trained import load_trained
 from metalm.language.vocabulary import Vocabulary
 from metalm.training.configuration import from_json
+from metalm.training.devices import refuse_missing_device
 
 MODE: ReadingMode = "reset"
 
@@ -51,16 +52,21 @@ class TextReader(NamedTuple):
     """What the report shows."""
 
 
-def reader_of_run(folder: RunFolder) -> TextReader:
+def reader_of_run(folder: RunFolder, device: str | None = None) -> TextReader:
     """Every method of a run that can read without its training data.
 
+    Args:
+        folder: of the run.
+        device: where tensors live; None for where the run was trained.
+
     Raises:
-        ValueError: the run has no trained model, or a file is damaged.
+        ValueError: the run has no trained model, a file is damaged, or there is no such device.
     """
     config = from_json(ExperimentConfig, folder.read_configuration())
-    counted = tuple(s for s in config.tuning.segments if folder.has(f"statistics-{s}"))
-    tuning = dataclasses.replace(config.tuning, segments=counted)
-    models = load_trained(folder, dataclasses.replace(config, tuning=tuning), None)
+    config = dataclasses.replace(config, device=device or config.device)
+    refuse_missing_device(config.device)
+    counted = [s for s in config.tuning.segments if folder.has(f"statistics-{s}")]
+    models = load_trained(folder, config, None, segments=counted)
     mixtures, _ = kept_mixtures(folder, MODE) or ({}, {})
     methods = [
         method
@@ -95,16 +101,19 @@ def untuned_methods(models: TrainedModels, config: ExperimentConfig) -> list[Met
     return methods
 
 
-def reader_of_pretrained(source: str | Path) -> TextReader:
+def reader_of_pretrained(source: str | Path, device: str | None = None) -> TextReader:
     """A saved model, static and learning.
 
     Args:
         source: a folder, or "shipped" for the model that comes with the package.
+        device: where tensors live; None for the processor.
 
     Raises:
-        ValueError: nothing is there, or a file is damaged.
+        ValueError: nothing is there, a file is damaged, or there is no such device.
     """
-    saved = Pretrained.from_pretrained(source)
+    device = device or "cpu"
+    refuse_missing_device(device)
+    saved = Pretrained.from_pretrained(source, device=device)
     return TextReader(
         saved.vocabulary,
         saved.trained_models(),

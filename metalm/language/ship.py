@@ -37,7 +37,7 @@ LIMIT = 12_000_000
 """Bytes that the package's model may take in all."""
 
 # How and where a training ran, not what it gave.
-_ELSEWHERE = {"preset", "seed", "device", "threads"}
+_ELSEWHERE = {"preset", "seed", "device", "threads", "accumulation"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,11 @@ from metalm.training.state import unpack
 
 
 def load_trained(
-    folder: RunFolder, config: ExperimentConfig, training_articles: ArticleSet | None
+    folder: RunFolder,
+    config: ExperimentConfig,
+    training_articles: ArticleSet | None,
+    *,
+    segments: Sequence[int] | None = None,
 ) -> TrainedModels:
     """Everything that reading needs, from the files of a run.
 
@@ -30,6 +34,7 @@ def load_trained(
         config: its configuration.
         training_articles: for the gradient statistics of dynamic evaluation, which are worked out
             once and kept in the folder; None where they are there already.
+        segments: lengths to have them for; None for those that tuning tries.
 
     Raises:
         ValueError: a stage has not finished, a file is damaged, or the weights are of another size.
@@ -47,7 +52,7 @@ def load_trained(
             rules[name] = load_rule(folder, name, config, names)
     if "control" not in models:
         folder.load("control")  # says what is missing
-    wanted = sorted({*config.tuning.segments})
+    wanted = sorted({*(config.tuning.segments if segments is None else segments)})
     statistics = {
         segment: control_statistics(
             folder, config, models["control"], rival_names, segment, training_articles

@@ -1,0 +1,24 @@
+"""Is there such a device here? Asked before anything is prepared, read or trained."""
+
+from __future__ import annotations
+
+import torch
+
+
+def refuse_missing_device(name: str) -> None:
+    """Checks that tensors can be made there.
+
+    Args:
+        name: as torch has it, such as cpu, cuda or cuda:1.
+
+    Raises:
+        ValueError: torch does not know it, or this machine or this build of torch lacks it.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"cannot use the device {name!r}; expected one that torch finds here, found "
+            f"'{reason[0]}'; choose another --device, such as cpu"
+        ) from error
