@@ -187,8 +187,13 @@ class AdaptiveReader:
         return [Reading(row.scores(), row.state()) for row in rows]
 
     def save(self, state: ReadingState, path: Path | str) -> None:
-        """Writes a state to one safetensors file with a checksum."""
-        reading_state.save(state, path, self.model)
+        """Writes a state to one safetensors file with a checksum.
+
+        Raises:
+            ValueError: the state holds something that no file can hold or that loading could not
+                restore, or the file cannot be written.
+        """
+        reading_state.save(state, path, self.model, self.start())
 
     def load(self, path: Path | str) -> ReadingState:
         """Reads a state that `save` wrote; no code is executed.

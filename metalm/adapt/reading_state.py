@@ -42,12 +42,25 @@ class ReadingState:
     """How often the fast weights fell back to W_0 because the rule blew up."""
 
 
-def save(state: ReadingState, path: Path | str, model: nn.Module) -> None:
-    """Writes a state; `model` is the one that it belongs to.
+def save(state: ReadingState, path: Path | str, model: nn.Module, like: ReadingState) -> None:
+    """Writes a state.
+
+    Args:
+        state: what is written.
+        path: the file.
+        model: the one that the state belongs to.
+        like: a fresh state, whose form `load` will take.
 
     Raises:
-        ValueError: the model's or the rule's state holds something that no file can hold.
+        ValueError: the model's or the rule's state holds something that no file can hold, or named
+            tuples that loading could not restore.
     """
+    if like.model_state is None and _has_names(state.model_state):
+        raise ValueError(
+            "the model's state has named tuples, which come back from a file as plain ones; "
+            "expected an initial_state that shows their form, found none; give one to "
+            "AdaptiveReader"
+        )
     counts = {name: getattr(state, name) for name in ("last_token", "num_tokens", "fallbacks")}
     tensors, form = pack(
         {"fast": state.fast, "rule_state": state.rule_state, "model_state": state.model_state}
@@ -109,6 +122,14 @@ def checksum(model: nn.Module) -> str:
         flat = weight.detach().cpu().contiguous().reshape(-1)
         total.update(flat.view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def _has_names(tree: Any) -> bool:
+    if isinstance(tree, Mapping):
+        return any(_has_names(value) for value in tree.values())
+    if isinstance(tree, (list, tuple)):
+        return hasattr(tree, "_fields") or any(_has_names(value) for value in tree)
+    return False
 
 
 def _formed(form: Any, tree: Any) -> Any:

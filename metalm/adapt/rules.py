@@ -183,11 +183,12 @@ def _learn(
         weights=[reader.segment / tokens] * len(batches),
         apart=reader.surprise > 0.0,
     ).cut()
-    optimizer.zero_grad(set_to_none=True)
-    after.meta_loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(rule.parameters(), clip)
-    if bool(norm.isfinite()):
-        optimizer.step()
+    if len(batches) > 1:  # otherwise no update precedes a loss
+        optimizer.zero_grad(set_to_none=True)
+        after.meta_loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(rule.parameters(), clip)
+        if bool(norm.isfinite()):
+            optimizer.step()
     row.memory = Memory(after.fast, after.rule_state, after.state)
     if not all(bool(weight.sum().isfinite()) for weight in row.memory.fast.values()):
         row.fall_back(reader.start())

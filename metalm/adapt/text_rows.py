@@ -114,8 +114,7 @@ def groups(rows: Sequence[TextRow], together: int) -> Iterator[list[TextRow]]:
     """Texts whose memories can be stacked, at most so many in a group; long texts first."""
     alike: dict[Any, list[TextRow]] = {}
     for row in sorted(rows, key=lambda row: -row.left):
-        parts = tree.tensors((row.memory.rule_state, row.memory.model_state))
-        form = tuple((tuple(part.shape), part.dtype) for part in parts)
+        form = tree.form((row.memory.rule_state, row.memory.model_state))
         alike.setdefault(form, []).append(row)
     for same in alike.values():
         yield from (same[start : start + together] for start in range(0, len(same), together))

@@ -126,7 +126,8 @@ def kept_fisher(
     if path.exists():
         found, meta = checkpoint.load(path)
         if meta == identity and found.keys() >= set(names):
-            return {name: found[name] for name in names}
+            device = next(model.parameters()).device
+            return {name: found[name].to(device) for name in names}
     fisher = training_fisher(model, articles, names, batches=batches, progress=progress)
     checkpoint.save(path, fisher, identity)
     return fisher

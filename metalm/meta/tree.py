@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,21 @@ def tensors(tree: Any) -> list[Tensor]:
     if isinstance(tree, list | tuple):
         return [tensor for value in tree for tensor in tensors(value)]
     return []
+
+
+def form(tree: Any) -> Hashable:
+    """Everything about a tree but the numbers in its tensors.
+
+    Trees of the same form can be laid together. Objects that cannot be compared make forms that
+    differ.
+    """
+    if isinstance(tree, Tensor):
+        return tuple(tree.shape), tree.dtype
+    if isinstance(tree, dict):
+        return dict, tuple((name, form(value)) for name, value in tree.items())
+    if isinstance(tree, list | tuple):
+        return type(tree), tuple(form(value) for value in tree)
+    return tree if isinstance(tree, Hashable) else id(tree)
 
 
 def detach(tree: Any) -> Any:

@@ -11,6 +11,7 @@ from metalm.adapt import AdaptiveReader
 from metalm.language.model import LanguageModel, ModelConfig
 from metalm.language.reading import Reader
 from metalm.meta.rules import GradientDescent, LearnedRates
+from metalm.meta.rules.adam import Adam
 from metalm.meta.rules.kinds import learned_rule
 
 SEGMENT = 4
@@ -162,6 +163,17 @@ def test_learned_rules_with_memories_of_their_own(recurrent, texts, kind):
     first, state = reader.read(texts[0][:8])
     second, _ = reader.read(texts[0][8:], state)
     np.testing.assert_array_equal(np.concatenate((first, second)), alone[0].nats)
+
+
+def test_texts_that_go_on_after_different_numbers_of_updates(recurrent, texts):
+    """Adam counts its updates with a plain number, which must not be another text's."""
+    rule = Adam(0.05).requires_grad_(False)
+    reader = AdaptiveReader(recurrent, rule, segment=SEGMENT, start_token=2)
+    states = [reader.read(texts[0][: SEGMENT * count]).state for count in (1, 3, 2)]
+    onward = [texts[0], texts[0], texts[2]]
+    together = reader.read_texts(onward, states, together=3)
+    for text, state, found in zip(onward, states, together, strict=True):
+        np.testing.assert_allclose(found.nats, reader.read(text, state).nats, rtol=1e-10)
 
 
 def test_the_model_is_left_as_it_was(reader, texts):

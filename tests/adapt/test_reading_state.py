@@ -107,3 +107,24 @@ def test_what_is_refused(reader, recurrent, texts, tmp_path):
         recurrent.output.bias[0] += 1e-9
     with pytest.raises(ValueError, match="belongs to a model with other weights; expected"):
         reader.load(path)
+
+
+def test_a_named_state_that_could_not_come_back_is_refused(named_reader, texts, tmp_path):
+    model = named_reader.model
+
+    class Begins(nn.Module):
+        """The same, beginning with None."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, tokens, state):
+            start = self.inner.initial_state(len(tokens))
+            return self.inner(tokens, start if state is None else state)
+
+    reader = AdaptiveReader(Begins(), GradientDescent(0.7), segment=4, start_token=2)
+    _, state = reader.read(texts[0])
+    with pytest.raises(ValueError, match=r"expected an initial_state .* found none; give one to"):
+        reader.save(state, tmp_path / "state.safetensors")
+    assert list(tmp_path.iterdir()) == []

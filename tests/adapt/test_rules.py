@@ -1,12 +1,16 @@
 """Gradient statistics and learned rules for a model of one's own."""
 
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from metalm.adapt import AdaptiveReader, count_gradients, krause_rule, learn_rule
 from metalm.adapt.module_loss import Segment
-from metalm.meta.rules import GradientDescent, RmsDecay
+from metalm.meta.rules import GradientDescent, LearnedRates, RmsDecay
+from metalm.meta.rules.kinds import learned_rule
 from metalm.meta.unroll import unroll
 
 
@@ -125,3 +129,25 @@ def test_nothing_to_learn(reader, recurrent):
     rule = krause_rule({"output.bias": torch.ones(11, dtype=torch.float64)})
     with pytest.raises(ValueError, match="there is no token to score in the texts"):
         learn_rule(AdaptiveReader(recurrent, rule), [[1], [2]], steps=1)
+
+
+@pytest.mark.parametrize("kind", ["rates", "gated", "momentum", "lstm"])
+@pytest.mark.parametrize("surprise", [0.0, 0.5])
+def test_a_last_window_of_one_segment_teaches_nothing(recurrent, kind, surprise):
+    """No update comes before its loss: the rule stays, the reading goes on."""
+    rms = {name: torch.rand_like(weight) + 0.1 for name, weight in recurrent.named_parameters()}
+    text = [1, 7, 3, 9, 5, 2, 2, 8, 4]
+    start = learned_rule(kind, LearnedRates.from_krause(rms, 0.1, 0.03, 0.2))
+    states = []
+    for steps in (1, 2):
+        rule = copy.deepcopy(start)
+        reader = AdaptiveReader(recurrent, rule, segment=3, start_token=2, surprise=surprise)
+        losses = learn_rule(reader, [text], steps=steps, unrolled=2)
+        assert len(losses) == steps
+        assert all(math.isfinite(loss) for loss in losses)
+        states.append(rule.state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(states[1][name], value)
+    assert any(
+        not torch.equal(value, start.state_dict()[name]) for name, value in states[0].items()
+    )
