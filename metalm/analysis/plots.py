@@ -44,8 +44,8 @@ CAPTIONS = {
     ),
     "gain_over_rival_by_position": Caption(
         "Gain over the best rival by position in the article",
-        "Nats per word saved on the same words against the best rival with the same means: methods "
-        "without a cache against the best rival without one, methods with a cache against all.",
+        "Nats per word saved on the same words against the best rival with the same means: without "
+        "a cache, a second rate or a learned mixture where the method itself has none.",
     ),
     "gain_along_articles": Caption(
         "Gain along articles in a row",

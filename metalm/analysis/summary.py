@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from metalm.analysis.bootstrap import Interval, gain, perplexity_ratio
 from metalm.analysis.scores import Scores
 
-CACHE = "cache"
+MEANS = {
+    "cache": {"cache"},
+    "two rates": {"two rates"},
+    "learned mixture": {"learned mixture", "two rates"},
+}
+"""What a method may have beside the others, by the words in its name that say so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +39,14 @@ def best_rival(scores: Scores) -> str:
 
 
 def matched_rival(scores: Scores, method: str) -> str:
-    """The best rival with the same means: without a cache for a method without one, else any.
-
-    A method has a cache if its name says "cache". If no such rival exists, the best of all.
-    """
+    """The best rival that has no means (`MEANS`) which the method lacks; else the best of all."""
     rivals = scores.rivals or scores.methods
-    matched = [r for r in rivals if CACHE in method or CACHE not in r]
+    matched = [rival for rival in rivals if _means(rival) <= _means(method)]
     return min(matched or rivals, key=scores.perplexity)
+
+
+def _means(method: str) -> set[str]:
+    return {means for words, found in MEANS.items() if words in method for means in found}
 
 
 def summarise(scores: Scores) -> list[Row]:

@@ -48,6 +48,20 @@ def test_rivals_are_matched_by_their_means(simulate):
     )
     assert matched_rival(scores, "metalm") == "sgd"
     assert matched_rival(scores, "metalm + cache") == "cache"
+    means = ["", ", two rates", ", two rates + cache", ", learned mixture"]
+    losses |= {f"sgd{more}": [1.9 - place / 2] for place, more in enumerate(means) if more}
+    losses |= {f"metalm{more}": [0.5] for more in means}
+    copies = Scores(
+        methods=tuple(losses), articles=(ArticleScores(title="A", words=words, losses=losses),)
+    )
+    assert {more: matched_rival(copies, f"metalm{more}") for more in means} == {
+        "": "sgd",
+        ", two rates": "sgd, two rates",
+        ", two rates + cache": "sgd, two rates + cache",
+        ", learned mixture": "sgd, learned mixture",
+    }
+    assert matched_rival(copies, "metalm, learned mixture + cache") == "sgd, learned mixture"
+    assert matched_rival(copies, "metalm + cache") == "cache"
     assert set(compare_with_rivals(scores)) == {"metalm", "metalm + cache"}
 
 
