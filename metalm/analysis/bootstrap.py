@@ -38,11 +38,6 @@ class Interval(NamedTuple):
         low, high = (None if bound is None else function(bound) for bound in (self.low, self.high))
         return Interval(function(self.estimate), low, high)
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside of the interval."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
 
 def resampled_ratios(
     numerators: ArrayLike,

@@ -68,8 +68,6 @@ class Vocabulary:
         kind: "word" or "bpe".
     """
 
-    end_of_line = END_OF_LINE
-
     def __init__(self, tokenizer: Tokenizer, kind: Kind) -> None:
         if kind not in get_args(Kind):
             raise ValueError(

@@ -65,14 +65,6 @@ def consolidate(
     return after
 
 
-def elastic_penalty(
-    weights: Mapping[str, Tensor], home: Mapping[str, Tensor], fisher: Mapping[str, Tensor]
-) -> Tensor:
-    """1/2 sum over all coordinates of F (W - H)^2."""
-    terms = [(fisher[n] * (weights[n] - home[n]).square()).sum() for n in home]
-    return torch.stack(terms).sum() / 2
-
-
 @torch.no_grad()
 def relative_fisher(fisher: Mapping[str, Tensor]) -> Parameters:
     """F over its mean over all coordinates of all tensors, so that l means the same in any model.

@@ -63,8 +63,3 @@ class GradientStatistics:
                 "do check that the training text is not empty"
             )
         return {name: (total / self.num_batches).sqrt_() for name, total in self._sums.items()}
-
-
-def accumulate(gradients: Iterable[Mapping[str, Tensor]]) -> Parameters:
-    """RMS = sqrt((1/B) sum over batches of g^2) of an iterable of gradient mappings."""
-    return GradientStatistics(gradients).rms()

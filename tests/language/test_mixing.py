@@ -6,7 +6,7 @@ import torch
 
 from metalm.language.cache import mixed_nats
 from metalm.language.copies import nats_of_copies
-from metalm.language.mixing import STEP, mixture_nats
+from metalm.language.mixing import STEP, mixture
 from metalm.language.reading import Readings
 
 PRIOR = (0.5, 0.2, 0.3)
@@ -46,31 +46,31 @@ def by_finite_differences(found, prior, step):
 @pytest.mark.parametrize("step", [0.0, STEP, 1.5])
 def test_weights_climb_the_log_probability_of_each_token(said, step):
     expected = by_finite_differences(said, PRIOR, step)
-    np.testing.assert_allclose(mixture_nats(said, PRIOR, step), expected, rtol=1e-7)
+    np.testing.assert_allclose(mixture(said, PRIOR, step).nats, expected, rtol=1e-7)
 
 
 def test_a_token_is_scored_before_the_weights_learn_from_it(said):
     changed = said.copy()
     changed[:, 25:] = np.log(0.5)
-    before, after = mixture_nats(said, PRIOR, 1.0), mixture_nats(changed, PRIOR, 1.0)
+    before, after = (mixture(each, PRIOR, 1.0).nats for each in (said, changed))
     np.testing.assert_array_equal(before[:25], after[:25])
     changed = said.copy()
     changed[:, 24] -= (0.0, 3.0, 1.0)
-    felt = mixture_nats(changed, PRIOR, 1.0)
+    felt = mixture(changed, PRIOR, 1.0).nats
     np.testing.assert_array_equal(before[:24], felt[:24])
     assert (before[25:] != felt[25:]).all()
 
 
 def test_the_better_predictor_wins_the_weight():
     good, bad = np.log(np.full(400, 0.5)), np.log(np.full(400, 0.01))
-    nats = mixture_nats([bad, good], [0.5, 0.5])
+    nats = mixture([bad, good], [0.5, 0.5]).nats
     assert math.isclose(nats[0], -math.log(0.255), rel_tol=1e-12)
     assert (np.diff(nats) < 0).all()
     assert nats[-1] < -math.log(0.48)
 
 
 def test_tiny_probabilities_do_not_vanish():
-    nats = mixture_nats([[-800.0, -900.0], [-801.0, -900.0]], [0.5, 0.5], 0.0)
+    nats = mixture([[-800.0, -900.0], [-801.0, -900.0]], [0.5, 0.5], 0.0).nats
     expected = [800 + math.log(2) - math.log1p(math.exp(-1)), 900]
     np.testing.assert_allclose(nats, expected, rtol=1e-12)
 
@@ -87,7 +87,7 @@ def test_tiny_probabilities_do_not_vanish():
 )
 def test_impossible_mixtures_are_refused(found, prior, step, message):
     with pytest.raises(ValueError, match=message):
-        mixture_nats(found, prior, step)
+        mixture(found, prior, step)
 
 
 @pytest.fixture

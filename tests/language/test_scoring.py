@@ -9,7 +9,7 @@ from metalm.language.cache import CacheConfig, mixed_nats
 from metalm.language.comparison import compared_methods, tune_all
 from metalm.language.copies import nats_of_copies
 from metalm.language.methods import Method
-from metalm.language.mixing import mixture_nats
+from metalm.language.mixing import mixture
 from metalm.language.reading import CacheGrid, Reader
 from metalm.language.reading_store import ReadingStore
 from metalm.language.scoring import score_split
@@ -79,7 +79,7 @@ def expected_of_copies(models, method, texts):
     )
     prior = [*[(1 - cache.share) / len(said)] * len(said), cache.share]
     return [
-        mixture_nats([*(-copy[number] for copy in said), found[0]], prior)
+        mixture([*(-copy[number] for copy in said), found[0]], prior).nats
         for number, found in enumerate(reader.read(texts).cache)
     ]
 

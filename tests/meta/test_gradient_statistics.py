@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from metalm.meta.gradient_statistics import GradientStatistics, accumulate
+from metalm.meta.gradient_statistics import GradientStatistics
 
 
 def test_rms_by_hand():
@@ -14,7 +14,7 @@ def test_rms_by_hand():
         {"w": torch.tensor([[1.0, -2.0]]), "b": torch.tensor(-4.0)},
         {"w": torch.tensor([[-5.0, 0.0]]), "b": torch.tensor(0.0)},
     ]
-    rms = accumulate(iter(gradients))
+    rms = GradientStatistics(iter(gradients)).rms()
     expected = [[math.sqrt(35 / 3), math.sqrt(4 / 3)]]
     torch.testing.assert_close(rms["w"], torch.tensor(expected))
     torch.testing.assert_close(rms["b"], torch.tensor(math.sqrt(20 / 3)))
@@ -23,7 +23,7 @@ def test_rms_by_hand():
 
 def test_no_batch_is_an_error():
     with pytest.raises(ValueError, match="at least one batch"):
-        accumulate([])
+        GradientStatistics([]).rms()
 
 
 def test_other_names_are_an_error():
