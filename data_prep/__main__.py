@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         corpus = open_corpus(folder)
     except ValueError as error:
         print(f"data_prep: {error}", file=sys.stderr)
-        return 1
+        return 2
     print(f"{folder}: {corpus.vocabulary.kind} vocabulary of {corpus.vocabulary.size:,}")
     for split, counts in corpus.manifest["splits"].items():
         print(

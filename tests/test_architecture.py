@@ -19,7 +19,6 @@ ARROWS = {
     "metalm/adapt": ("metalm.meta", "metalm.training"),
     "metalm/language": ("metalm.meta", "metalm.training", "metalm.analysis", "metalm.adapt"),
     "metalm/fewshot": ("metalm.meta", "metalm.training", "metalm.analysis"),
-    "metalm/learned_optimizers": ("metalm.meta", "metalm.training", "metalm.analysis"),
     "data_prep": (
         "metalm.language.articles",
         "metalm.language.data_config",

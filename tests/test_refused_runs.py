@@ -203,7 +203,7 @@ def test_a_full_disk_in_preparation(run, monkeypatch, capsys, name):
     before = contents(Path("data"))
     with monkeypatch.context() as patch:
         patch.setattr(f"data_prep.prepared.{name}", refuse)
-        assert prepare(words) == 1
+        assert prepare(words) == 2
     assert "cannot be written; expected room on the disk" in the_error(capsys)
     assert contents(Path("data")).keys() - before.keys() == {Path("data/.texts-bpe270.lock")}
     assert {path: contents(Path("data"))[path] for path in before} == before

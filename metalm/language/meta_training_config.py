@@ -30,7 +30,7 @@ class MetaTrainingConfig:
     unroll: int
     """Updates through which the meta-gradient goes."""
     learning_rate: float
-    """Of Adam, for the rule's parameters (most of them logarithms)."""
+    """Highest of Adam, under one cycle, for the rule's parameters (most of them logarithms)."""
     segment: int = 20
     """Tokens between two updates of the fast weights."""
     checkpoint_every: int | Literal["auto"] = 0
@@ -99,7 +99,7 @@ class RuleTrainingConfig(MetaTrainingConfig):
     unroll: int = 16
     """Updates through which the meta-gradient goes."""
     learning_rate: float = 0.03
-    """Of Adam, for the rule's parameters (most of them logarithms)."""
+    """Highest of Adam, under one cycle, for the rule's parameters (most of them logarithms)."""
     adapt: tuple[str, ...] = ALL_BUT_RECURRENT
     """Patterns of the parameters that become fast, in both trainings."""
     granularity: Literal["tensor", "row", "coordinate"] = "row"
@@ -129,7 +129,8 @@ class JointTrainingConfig(MetaTrainingConfig):
     unroll: int = 8
     """Updates through which the meta-gradient goes."""
     learning_rate: float = 0.001
-    """Of Adam, for the rule; low, since the base has memorised most of these articles."""
+    """Highest of Adam, under one cycle, for the rule; low, since the base has memorised most of
+    these articles."""
     model_learning_rate: float = 5e-3
     """Highest rate of the schedule that W_0 goes on under (see the base)."""
     model_clip: float = 0.25

@@ -24,6 +24,7 @@ from metalm.language.reading import Readings
 Floats = NDArray[np.float64]
 
 _MOST = 5.0  # standard deviations that a feature may be away from its mean
+# Of its training (AdamW). Tried on twelve validation articles, not searched (EXPERIMENTS.md).
 _STEPS, _BATCH, _RATE, _DECAY = 300, 4096, 0.01, 0.05
 
 

@@ -39,6 +39,21 @@ class OpenedRun(NamedTuple):
         return load_trained(self.folder, self.config, self.base_articles)
 
 
+def read_experiment(folder: RunFolder) -> ExperimentConfig:
+    """The configuration of a run on text.
+
+    Raises:
+        ValueError: no run, one of few-shot learning, or one of another version.
+    """
+    found = folder.read_configuration()
+    if "scoring" in found:
+        raise ValueError(
+            f"{folder.folder} is no run on text; expected one of train.py, found one of train.py "
+            "fewshot; choose another folder, or score it with evaluate.py alone"
+        )
+    return from_json(ExperimentConfig, found)
+
+
 def open_run(path: Path | str, prepare: Callable[[DataConfig], Path]) -> OpenedRun:
     """Opens a run and the corpus that it was trained on.
 
@@ -51,12 +66,13 @@ def open_run(path: Path | str, prepare: Callable[[DataConfig], Path]) -> OpenedR
             with another vocabulary.
     """
     folder = RunFolder(path)
-    config = from_json(ExperimentConfig, folder.read_configuration())
+    config = read_experiment(folder)
     corpus = open_corpus(prepare(config.data))
     vocabulary = Vocabulary.load(folder.vocabulary_path)
     if vocabulary.checksum != corpus.vocabulary.checksum:
         raise ValueError(
             f"{corpus.folder} has another vocabulary than {folder.folder}; expected the one that "
-            "the run was trained with; prepare the run's own data again, or restore it"
+            f"the run was trained with, of checksum {vocabulary.checksum[:16]}, found "
+            f"{corpus.vocabulary.checksum[:16]}; prepare the run's own data again, or restore it"
         )
     return OpenedRun(folder, config, corpus)

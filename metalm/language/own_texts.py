@@ -21,6 +21,7 @@ from metalm.language.comparison import compared_methods
 from metalm.language.experiment import read_trials
 from metalm.language.methods import NAMES, Method, TrainedModels
 from metalm.language.mixtures import Mixtures, kept_mixtures
+from metalm.language.opened_run import read_experiment
 from metalm.language.presets import ExperimentConfig
 from metalm.language.pretrained import Pretrained, ReadingMode
 from metalm.language.reading_progress import ReadingProgress
@@ -29,7 +30,6 @@ from metalm.language.run_folder import RunFolder
 from metalm.language.scoring import score_split
 from metalm.language.trained import load_trained
 from metalm.language.vocabulary import Vocabulary
-from metalm.training.configuration import from_json
 from metalm.training.devices import refuse_missing_device
 
 MODE: ReadingMode = "reset"
@@ -62,7 +62,7 @@ def reader_of_run(folder: RunFolder, device: str | None = None) -> TextReader:
     Raises:
         ValueError: the run has no trained model, a file is damaged, or there is no such device.
     """
-    config = from_json(ExperimentConfig, folder.read_configuration())
+    config = read_experiment(folder)
     config = dataclasses.replace(config, device=device or config.device)
     refuse_missing_device(config.device)
     counted = [s for s in config.tuning.segments if folder.has(f"statistics-{s}")]

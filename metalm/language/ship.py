@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from metalm.language.opened_run import read_experiment
 from metalm.language.presets import PRESETS, ExperimentConfig
 from metalm.language.pretrained import SHIPPED, Pretrained
 from metalm.language.pretrained_config import Origin, PretrainedConfig, ReadingSettings
@@ -31,7 +32,6 @@ from metalm.language.trained import load_model, load_rule
 from metalm.language.trials import choose_settings, trial_from_json
 from metalm.language.vocabulary import Vocabulary
 from metalm.meta.parameters import choose
-from metalm.training.configuration import from_json
 
 LIMIT = 12_000_000
 """Bytes that the package's model may take in all."""
@@ -75,7 +75,7 @@ def pretrained_of(run: RunFolder, command: str | None = None) -> Pretrained:
     Raises:
         ValueError: the run is not finished or not tuned, or a file is damaged.
     """
-    config = from_json(ExperimentConfig, run.read_configuration())
+    config = read_experiment(run)
     config = dataclasses.replace(config, device="cpu")
     model = load_model(run, "joint", config)
     rule = load_rule(run, "joint", config, choose(model, config.rule.adapt))

@@ -47,6 +47,10 @@ from metalm.training.state import pack, unpack
 _BEFORE = {"base": (), "control": ("base",), "rule": ("base",), "joint": ("base", "rule")}
 STAGES = tuple(_BEFORE)
 
+RULE_CYCLE = 0.05, 0.05
+"""Share of a rule's training in which its rate rises, and that at the end, of the highest; a guess
+that was never searched."""
+
 
 def refuse_unknown(names: Sequence[str]) -> None:
     """Checks the names of stages.
@@ -186,7 +190,7 @@ class Stages:
             rule.names,
             self.held_out_articles,
             config,
-            lambda index: one_cycle(index / steps, 0.05, 0.05),
+            lambda index: one_cycle(index / steps, *RULE_CYCLE),
             self.config.seed,
             accumulation=self.config.accumulation,
         )
@@ -215,7 +219,7 @@ class Stages:
             rule.names,
             self.corpus.train,
             config,
-            lambda index: one_cycle(index / steps, 0.05, 0.05),
+            lambda index: one_cycle(index / steps, *RULE_CYCLE),
             self.config.seed + 1,
             optimizer,
             lambda index: (

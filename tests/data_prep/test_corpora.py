@@ -142,5 +142,5 @@ def test_the_program(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "synthetic-word: word vocabulary of" in printed
     assert "train       5 articles           75 words           75 tokens" in printed
-    assert main(["nonsense", *arguments]) == 1
+    assert main(["nonsense", *arguments]) == 2
     assert "data_prep: unknown corpus; expected python-docs" in capsys.readouterr().err

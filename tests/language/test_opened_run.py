@@ -32,3 +32,9 @@ def test_an_opened_run_is_what_was_trained(trained_run):
 def test_a_folder_without_a_run_is_refused(tmp_path, corpus):
     with pytest.raises(ValueError, match="configuration"):
         open_run(tmp_path / "nothing", lambda data: corpus.folder)
+
+
+def test_a_few_shot_run_is_no_run_on_text(tmp_path, corpus):
+    (tmp_path / "configuration.json").write_text('{"method": "maml", "scoring": {"tasks": 3}}')
+    with pytest.raises(ValueError, match=r"is no run on text; .* found one of train.py fewshot; "):
+        open_run(tmp_path, lambda data: corpus.folder)

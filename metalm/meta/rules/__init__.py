@@ -6,6 +6,7 @@ from metalm.meta.rules.coordinate_rates import CoordinateRates
 from metalm.meta.rules.gated import Gated
 from metalm.meta.rules.gradient_descent import GradientDescent
 from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.meta.rules.meta_lstm import MetaLSTM
 from metalm.meta.rules.momentum import Momentum
 from metalm.meta.rules.rms_decay import RmsDecay
 
@@ -16,6 +17,7 @@ __all__ = [
     "Gated",
     "GradientDescent",
     "LearnedRates",
+    "MetaLSTM",
     "Momentum",
     "RmsDecay",
 ]

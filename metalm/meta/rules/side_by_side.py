@@ -26,7 +26,9 @@ class SideBySide(AbstractUpdateRule):
     def __init__(self, sizes: Sequence[StepSizes]) -> None:
         super().__init__()
         if not sizes:
-            raise ValueError("no step sizes; expected those of at least one row, found 0")
+            raise ValueError(
+                "no step sizes; expected those of at least one row, found 0; do give some"
+            )
         self._sizes = tuple(sizes)
 
     def forward(
