@@ -188,8 +188,10 @@ def damage_manifest(folder, **changes):
 def test_a_damaged_folder_is_refused(tmp_path, parts, damage, message):
     write_pictures(omniglot_source(tmp_path / "server", tmp_path, parts), tmp_path / "out", 16)
     damage(tmp_path / "out")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         open_images(tmp_path / "out")
+    assert "remove the folder" in str(refused.value)
+    assert "python train.py fewshot --task omniglot" in str(refused.value)
 
 
 def test_opened_pictures_stay_on_the_disk(tmp_path, parts):
