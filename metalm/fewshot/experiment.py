@@ -1,7 +1,8 @@
 """One few-shot experiment: train a method, score it on test tasks, keep what was found.
 
-A run's folder: configuration.json, stages/method (checkpoints, metrics.jsonl), method.safetensors
-(the trained method), scores.json (the score of every test task), results.json.
+A run's folder: configuration.json; stages/method (checkpoints, metrics.jsonl); method.safetensors,
+the trained method; results.json, the mean score and that of every test task. `shown_tasks.py` adds
+a picture, and `official-runs.json` is there once the official challenge was scored.
 """
 
 from __future__ import annotations
