@@ -16,6 +16,7 @@ from metalm.fewshot.comparison import compare, table
 from metalm.fewshot.experiment import Result, load, score, train
 from metalm.fewshot.hausdorff import hausdorff_scores
 from metalm.fewshot.images import LabelledImages
+from metalm.fewshot.method import FewShotMethod
 from metalm.fewshot.methods import names_of_methods
 from metalm.fewshot.official_runs import RunScores, judge_of, read_runs, score_runs
 from metalm.fewshot.presets import FewShotConfig, preset
@@ -144,7 +145,7 @@ def run(arguments: Sequence[str], prepare: Callable[..., Path]) -> int:
             method = train(config, folder, images)
             results[config.method] = score(config, method, folder, images)
             draw_tasks(config, method, folder.folder, images)
-    with writing(asked.folder):
+    with only_program_in(asked.folder), writing(asked.folder):
         path = compare(results, asked.folder)
     print(table(results))
     print(f"results: {path}")
@@ -162,19 +163,31 @@ def evaluate(
         official_runs: folder of the challenge (see `official_runs.py`); None for test tasks.
 
     Raises:
-        ValueError: the run is not trained, or the challenge is not what it should be.
+        ValueError: the run is not trained, another program works in its folder, or the challenge
+            is not what it should be.
     """
     if folder is None:
         assert official_runs is not None
         return errors(score_runs(read_runs(official_runs), hausdorff_scores))
     config = from_json(FewShotConfig, folder.read_configuration())
     images = pictures_of(config, prepare)
-    method = load(config, folder, images)
-    if official_runs is None:
-        with writing(folder.folder):
-            found = table({config.method: score(config, method, folder, images)})
-            drawn = draw_tasks(config, method, folder.folder, images)
-        return f"{found}\npicture: {drawn}"
+    with only_program_in(folder.folder), writing(folder.folder):
+        method = load(config, folder, images)
+        if official_runs is not None:
+            return errors(_challenged(config, method, folder, images, official_runs))
+        found = table({config.method: score(config, method, folder, images)})
+        drawn = draw_tasks(config, method, folder.folder, images)
+    return f"{found}\npicture: {drawn}"
+
+
+def _challenged(
+    config: FewShotConfig,
+    method: FewShotMethod,
+    folder: RunFolder,
+    images: LabelledImages | None,
+    official_runs: Path,
+) -> RunScores:
+    """Scores a method on the official challenge and writes official-runs.json."""
     if images is None or images.shape[0] != 1:
         raise ValueError(
             "the challenge is made of black strokes on white; expected a method for pictures of "
@@ -183,9 +196,8 @@ def evaluate(
     judge = judge_of(method, config.task.size, config.device)
     runs = score_runs(read_runs(official_runs), judge)
     content = {"errors": dict(zip(runs.names, runs.errors, strict=True)), "mean": runs.mean}
-    with writing(folder.folder):
-        write_at_once(folder.folder / "official-runs.json", json.dumps(content, indent=1) + "\n")
-    return errors(runs)
+    write_at_once(folder.folder / "official-runs.json", json.dumps(content, indent=1) + "\n")
+    return runs
 
 
 def errors(found: RunScores) -> str:

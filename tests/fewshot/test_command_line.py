@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metalm.fewshot import command_line
 from metalm.fewshot.command_line import evaluate, parse, run
+from metalm.fewshot.glyphs import draw_glyphs
 from metalm.fewshot.methods import names_of_methods
+from metalm.training.folder_lock import only_program_in
 from metalm.training.run_folder import RunFolder
 
 
@@ -66,11 +69,38 @@ def test_from_the_command_line_to_the_table(tmp_path, capsys):
     assert picture == f"picture: {tmp_path / 'prototypical' / 'episode.png'}"
 
 
-def test_the_official_challenge_from_a_folder(tmp_path):
-    """Pictures that are all alike within a class: the nearest pixels are never wrong."""
+@pytest.fixture
+def few_glyphs(monkeypatch):
+    """Hundred glyphs in place of thousand."""
+
+    def draw(size=28):
+        return draw_glyphs(alphabets=4, letters=25, drawings=16, seed=0, size=size)
+
+    monkeypatch.setattr(command_line, "draw_pictures", draw)
+
+
+@pytest.mark.usefixtures("few_glyphs")
+def test_one_program_at_a_time_in_each_folder(tmp_path):
+    arguments = ["--method", "pixels", "--scoring.tasks", "2", "--run", str(tmp_path / "out")]
+    arguments += ["--task.validation-share", "0.1"]
+    with only_program_in(tmp_path / "out"), pytest.raises(ValueError, match="out is in use"):
+        run(arguments, nothing)
+    assert not (tmp_path / "out" / "results.json").exists()
+    assert run(arguments, nothing) == 0
+    folder = RunFolder(tmp_path / "out" / "pixels")
+    before = {path: path.read_bytes() for path in folder.folder.iterdir()}
+    with only_program_in(folder.folder):
+        for challenge in (None, challenge_in(tmp_path / "runs")):
+            with pytest.raises(ValueError, match=r"out.pixels is in use; .* found process \d+"):
+                evaluate(folder, nothing, challenge)
+    assert {path: path.read_bytes() for path in folder.folder.iterdir()} == before
+
+
+def challenge_in(folder):
+    """Two runs of pictures that are all alike within a class."""
     random = np.random.default_rng(0)
     for run_name in ("run01", "run02"):
-        place = tmp_path / "runs" / run_name
+        place = folder / run_name
         lines = []
         for kind in ("training", "test"):
             (place / kind).mkdir(parents=True)
@@ -81,6 +111,12 @@ def test_the_official_challenge_from_a_folder(tmp_path):
             picture.save(place / "test" / f"item{number:02}.png")
             lines.append(f"test/item{number:02}.png training/class{number:02}.png")
         (place / "class_labels.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_the_official_challenge_from_a_folder(tmp_path):
+    """The nearest pixels are never wrong."""
+    challenge_in(tmp_path / "runs")
     arguments = ["--method", "pixels", "--scoring.tasks", "2", "--run", str(tmp_path / "out")]
     assert run(arguments, nothing) == 0
     folder = RunFolder(tmp_path / "out" / "pixels")
