@@ -17,7 +17,7 @@ from metalm.fewshot.experiment import Result, load, score, train
 from metalm.fewshot.hausdorff import hausdorff_scores
 from metalm.fewshot.images import LabelledImages
 from metalm.fewshot.method import FewShotMethod
-from metalm.fewshot.methods import names_of_methods
+from metalm.fewshot.methods import most_ways, names_of_methods
 from metalm.fewshot.official_runs import RunScores, judge_of, read_runs, score_runs
 from metalm.fewshot.presets import FewShotConfig, preset
 from metalm.fewshot.shown_tasks import draw_tasks
@@ -193,11 +193,21 @@ def _challenged(
             "the challenge is made of black strokes on white; expected a method for pictures of "
             f"one channel, found one for {config.task.source!r}; train one on omniglot"
         )
-    judge = judge_of(method, config.task.size, config.device)
-    runs = score_runs(read_runs(official_runs), judge)
+    challenge = read_runs(official_runs)
+    _check_ways(config, max(len(each.training) for each in challenge))
+    runs = score_runs(challenge, judge_of(method, config.task.size, config.device))
     content = {"errors": dict(zip(runs.names, runs.errors, strict=True)), "mean": runs.mean}
     write_at_once(folder.folder / "official-runs.json", json.dumps(content, indent=1) + "\n")
     return runs
+
+
+def _check_ways(config: FewShotConfig, classes: int) -> None:
+    ways = most_ways(config)
+    if ways is not None and ways < classes:
+        raise ValueError(
+            f"{config.method} was trained for tasks of fewer classes than the challenge has; "
+            f"expected {classes} ways, found {ways}; train one with --way {classes}"
+        )
 
 
 def errors(found: RunScores) -> str:

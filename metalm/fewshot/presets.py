@@ -187,8 +187,10 @@ def _adapting(
             ),
         )
     if method in ("transfer", "multi-task"):
+        # Transfer tells all classes apart; multi-task has one number for each class of a task.
+        way = 60 if method == "transfer" else 0
         return (
-            replace(training, tasks=1, way=60, shot=1, query=2),
+            replace(training, tasks=1, way=way, shot=1, query=2),
             replace(adaptation, rate=0.01, test_steps=50, adam=True),
         )
     if method == "from-scratch":

@@ -7,9 +7,10 @@ from PIL import Image
 from metalm.fewshot import command_line
 from metalm.fewshot.command_line import evaluate, parse, run
 from metalm.fewshot.glyphs import draw_glyphs
-from metalm.fewshot.methods import names_of_methods
+from metalm.fewshot.methods import made, names_of_methods
 from metalm.training.folder_lock import only_program_in
 from metalm.training.run_folder import RunFolder
+from metalm.training.state import pack
 
 
 def nothing(*arguments, **options):
@@ -126,3 +127,24 @@ def test_the_official_challenge_from_a_folder(tmp_path):
     assert evaluate(None, nothing, tmp_path / "runs") == found  # equal pictures have distance 0
     with pytest.raises(ValueError, match=r"run01, run02, \.\.\. without a gap .*, found none"):
         evaluate(folder, nothing, tmp_path)
+
+
+@pytest.mark.usefixtures("few_glyphs")
+@pytest.mark.parametrize("method", ["from-scratch", "snail", "transfer"])
+def test_the_official_challenge_needs_its_ways(method, tmp_path):
+    challenge = challenge_in(tmp_path / "runs")
+    answered = []
+    for ways in ("19", "20"):
+        words = ["--method", method, "--way", ways, "--network.width", "2"]
+        (config,) = parse([*words, "--adaptation.test-steps", "1"]).configs
+        folder = RunFolder(tmp_path / ways)
+        folder.write_configuration(config)
+        as_at_the_start = made(config, command_line.draw_pictures())
+        folder.save("method", *pack(as_at_the_start.state_dict()))
+        try:
+            answered.append(evaluate(folder, nothing, challenge).splitlines()[-1])
+        except ValueError as error:
+            answered.append(str(error))
+        assert (folder.folder / "official-runs.json").exists() == (ways == "20")
+    assert answered[0].endswith("expected 20 ways, found 19; train one with --way 20")
+    assert answered[1].startswith("mean error of 2 runs")

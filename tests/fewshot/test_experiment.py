@@ -8,7 +8,14 @@ import torch
 
 from metalm.fewshot.experiment import load, schedule, score, train
 from metalm.fewshot.glyphs import draw_glyphs
-from metalm.fewshot.methods import METRIC, OPTIMIZATION, made, names_of_methods
+from metalm.fewshot.methods import (
+    BY_CLASS,
+    METRIC,
+    OPTIMIZATION,
+    made,
+    most_ways,
+    names_of_methods,
+)
 from metalm.fewshot.presets import ScoringConfig, preset
 from metalm.fewshot.scoring import score_of_answers
 from metalm.fewshot.sources import episode_source
@@ -135,6 +142,28 @@ def test_unknown_methods_and_tasks_without_pictures():
         made(tiny("mamml"))
     with pytest.raises(ValueError, match=r"no such method for tasks of 'sine'; .* 'relation'"):
         made(replace(tiny("relation"), task=replace(tiny("relation").task, source="sine")))
+
+
+@pytest.mark.parametrize("method", names_of_methods("glyphs"))
+def test_a_preset_trains_on_tasks_that_its_method_can_have(method):
+    """One meta-gradient with the preset's own ways; more ways than the head has are refused."""
+    drawn = draw_glyphs(alphabets=5, letters=18, drawings=5, seed=2, size=22)
+    config = preset(method)
+    config = replace(
+        config,
+        task=replace(config.task, size=22, query=2, validation_share=0.1),
+        network=replace(config.network, width=2),
+        training=replace(config.training, shot=1, query=1),
+        adaptation=replace(config.adaptation, steps=1),
+    )
+    by_class = {"by_class": method in BY_CLASS}
+    source = episode_source(config.task, "train", 1, config.trained_on, drawn, **by_class)
+    assert math.isfinite(made(config, drawn).meta_gradient(source.sample(1)).loss)
+    if most_ways(config) is None or method in BY_CLASS:
+        return
+    more = replace(config, training=replace(config.training, way=6))
+    with pytest.raises(ValueError, match=r"at most .* as in use \(5\), found 6; lower --training"):
+        made(more, drawn)
 
 
 def test_learning_rates():
