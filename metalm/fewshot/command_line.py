@@ -116,7 +116,7 @@ def pictures_of(config: FewShotConfig, prepare: Callable[..., Path]) -> Labelled
     if task.source == "sine":
         return None
     if task.source == "glyphs":
-        return draw_pictures()
+        return draw_pictures(task.size)
     return open_images(prepare(task.source, size=task.size, root=config.root))
 
 
@@ -135,8 +135,7 @@ def run(arguments: Sequence[str], prepare: Callable[..., Path]) -> int:
     if asked.dry_run:
         return 0
     first = asked.configs[0]
-    if first.threads > 0:
-        torch.set_num_threads(first.threads)
+    _use_threads(first.threads)
     images = pictures_of(first, prepare)
     results: dict[str, Result] = {}
     for config in asked.configs:
@@ -153,7 +152,11 @@ def run(arguments: Sequence[str], prepare: Callable[..., Path]) -> int:
 
 
 def evaluate(
-    folder: RunFolder | None, prepare: Callable[..., Path], official_runs: Path | None = None
+    folder: RunFolder | None,
+    prepare: Callable[..., Path],
+    official_runs: Path | None = None,
+    *,
+    threads: int = 0,
 ) -> str:
     """Scores a trained run again, or on the official one-shot challenge; returns what to print.
 
@@ -161,6 +164,7 @@ def evaluate(
         folder: of one method; None for the modified Hausdorff distance, which learns nothing.
         prepare: see `pictures_of`.
         official_runs: folder of the challenge (see `official_runs.py`); None for test tasks.
+        threads: processor threads; 0 takes the run's.
 
     Raises:
         ValueError: the run is not trained, another program works in its folder, or the challenge
@@ -168,8 +172,10 @@ def evaluate(
     """
     if folder is None:
         assert official_runs is not None
+        _use_threads(threads)
         return errors(score_runs(read_runs(official_runs), hausdorff_scores))
     config = from_json(FewShotConfig, folder.read_configuration())
+    _use_threads(threads or config.threads)
     images = pictures_of(config, prepare)
     with only_program_in(folder.folder), writing(folder.folder):
         method = load(config, folder, images)
@@ -178,6 +184,12 @@ def evaluate(
         found = table({config.method: score(config, method, folder, images)})
         drawn = draw_tasks(config, method, folder.folder, images)
     return f"{found}\npicture: {drawn}"
+
+
+def _use_threads(number: int) -> None:
+    """So many processor threads; 0 leaves torch's own choice."""
+    if number > 0:
+        torch.set_num_threads(number)
 
 
 def _challenged(

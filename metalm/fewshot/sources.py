@@ -44,7 +44,7 @@ class TaskConfig:
     within_groups: bool = False
     """A task's classes come from one group (alphabet)."""
     size: int = 28
-    """Pixels of a side."""
+    """Pixels of a side (not for sine)."""
 
 
 class TaskShape(NamedTuple):
@@ -55,9 +55,16 @@ class TaskShape(NamedTuple):
     query: int
 
 
-def draw_pictures() -> LabelledImages:
-    """The embedded default: 1,000 glyphs of 40 alphabets, 20 drawings of each."""
-    return draw_glyphs(alphabets=40, letters=25, drawings=20, seed=0)
+def draw_pictures(size: int = 28) -> LabelledImages:
+    """The embedded default: 1,000 glyphs of 40 alphabets, 20 drawings of each.
+
+    Args:
+        size: pixels of a side.
+
+    Raises:
+        ValueError: less than one pixel.
+    """
+    return draw_glyphs(alphabets=40, letters=25, drawings=20, seed=0, size=size)
 
 
 def split_classes(config: TaskConfig, images: LabelledImages, seed: int) -> ClassSplit:

@@ -80,6 +80,16 @@ def few_glyphs(monkeypatch):
     monkeypatch.setattr(command_line, "draw_pictures", draw)
 
 
+def test_glyphs_have_the_size_that_was_asked_for():
+    (config,) = parse(["--task.size", "17"]).configs
+    images = command_line.pictures_of(config, nothing)
+    assert images.shape == (1, 17, 17)
+    assert images.num_classes == 1000
+    # Drawn anew and not shrunk: the first of them, in a call of its own.
+    first = draw_glyphs(alphabets=1, letters=1, drawings=20, seed=0, size=17)
+    np.testing.assert_array_equal(images.pictures[:20], first.pictures)
+
+
 @pytest.mark.usefixtures("few_glyphs")
 def test_one_program_at_a_time_in_each_folder(tmp_path):
     arguments = ["--method", "pixels", "--scoring.tasks", "2", "--run", str(tmp_path / "out")]
