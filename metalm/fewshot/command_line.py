@@ -117,7 +117,14 @@ def pictures_of(config: FewShotConfig, prepare: Callable[..., Path]) -> Labelled
         return None
     if task.source == "glyphs":
         return draw_pictures(task.size)
-    return open_images(prepare(task.source, size=task.size, root=config.root))
+    folder = prepare(
+        task.source,
+        size=task.size,
+        channels=task.channels,
+        dark_ink=task.dark_ink,
+        root=config.root,
+    )
+    return open_images(folder)
 
 
 def run(arguments: Sequence[str], prepare: Callable[..., Path]) -> int:
@@ -203,7 +210,8 @@ def _challenged(
     if images is None or images.shape[0] != 1:
         raise ValueError(
             "the challenge is made of black strokes on white; expected a method for pictures of "
-            f"one channel, found one for {config.task.source!r}; train one on omniglot"
+            f"one channel, found one for {config.task.source!r}; train one on omniglot, or on grey "
+            "pictures (--task.channels 1, and --task.dark-ink for dark ones on light)"
         )
     challenge = read_runs(official_runs)
     _check_ways(config, max(len(each.training) for each in challenge))

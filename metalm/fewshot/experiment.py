@@ -22,7 +22,7 @@ from metalm.fewshot.method import FewShotMethod
 from metalm.fewshot.methods import BY_CLASS, made
 from metalm.fewshot.presets import FewShotConfig
 from metalm.fewshot.scoring import Estimate, estimate, scores_after, task_scores
-from metalm.fewshot.sources import episode_source
+from metalm.fewshot.sources import TaskConfig, episode_source
 from metalm.fewshot.training import FewShotTraining
 from metalm.training.disk import write_at_once
 from metalm.training.loop import run
@@ -32,6 +32,7 @@ from metalm.training.state import pack, unpack
 
 STAGE = "method"
 VALIDATION_TASKS = 100
+_LATER = ("channels", "dark_ink")
 
 
 class Result(NamedTuple):
@@ -189,8 +190,16 @@ def _validation(
 
 
 def _relevant(config: FewShotConfig) -> dict[str, Any]:
-    """What the numbers of the training depend on."""
+    """What the numbers of the training depend on.
+
+    Settings of tasks that came later are named where they differ from what was there before them:
+    a checkpoint from then is continued.
+    """
     settings = dataclasses.asdict(config)
+    before = TaskConfig()
+    for name in _LATER:
+        if settings["task"][name] == getattr(before, name):
+            del settings["task"][name]
     return {
         name: settings[name]
         for name in ("method", "seed", "task", "network", "adaptation", "training")

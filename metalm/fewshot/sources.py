@@ -45,6 +45,10 @@ class TaskConfig:
     """A task's classes come from one group (alphabet)."""
     size: int = 28
     """Pixels of a side (not for sine)."""
+    channels: Literal[1, 3] = 3
+    """Of own pictures: 1 makes them grey, as the official challenge wants them; 3 keeps colours."""
+    dark_ink: bool = False
+    """Own pictures are dark on light, as scans are: dark is ink, which a network sees as 1."""
 
 
 class TaskShape(NamedTuple):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.picture_corpora import prepare_pictures
 from metalm.fewshot import command_line
 from metalm.fewshot.command_line import evaluate, parse, run
 from metalm.fewshot.glyphs import draw_glyphs
@@ -137,6 +138,36 @@ def test_the_official_challenge_from_a_folder(tmp_path):
     assert evaluate(None, nothing, tmp_path / "runs") == found  # equal pictures have distance 0
     with pytest.raises(ValueError, match=r"run01, run02, \.\.\. without a gap .*, found none"):
         evaluate(folder, nothing, tmp_path)
+
+
+def own_pictures(folder, classes=20, pictures=16):
+    """Class folders of dark strokes on white, 28 x 28 pixels, in colours."""
+    drawn = draw_glyphs(alphabets=1, letters=classes, drawings=pictures, seed=3)
+    for number, ink in zip(drawn.labels, drawn.pictures[:, 0], strict=True):
+        place = folder / f"class {number:02}"
+        place.mkdir(parents=True, exist_ok=True)
+        name = f"{len(list(place.iterdir())):02}.png"
+        Image.fromarray(255 - np.stack([ink] * 3, -1)).save(place / name)
+    return drawn
+
+
+def test_scans_of_dark_ink_are_read_right_and_take_the_challenge(tmp_path):
+    drawn = own_pictures(tmp_path / "scans")
+    words = ["--task", str(tmp_path / "scans"), "--root", str(tmp_path / "data")]
+    words += ["--method", "pixels", "--task.channels", "1", "--task.dark-ink"]
+    (config,) = parse(words).configs
+    images = command_line.pictures_of(config, prepare_pictures)
+    np.testing.assert_array_equal(images.pictures, drawn.pictures)
+    challenge = challenge_in(tmp_path / "runs")
+    for name, given in (("grey", words), ("colours", words[:-3])):
+        folder = RunFolder(tmp_path / name)
+        folder.write_configuration(parse(given).configs[0])
+        if name == "grey":
+            found = evaluate(folder, prepare_pictures, challenge)
+            assert found.endswith("mean error of 2 runs: 0.0 %")
+        else:
+            with pytest.raises(ValueError, match=r"pictures of one channel, .*--task\.channels 1"):
+                evaluate(folder, prepare_pictures, challenge)
 
 
 @pytest.mark.usefixtures("few_glyphs")

@@ -5,6 +5,7 @@ from statistics import mean
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from metalm.fewshot.experiment import load, schedule, score, train
 from metalm.fewshot.glyphs import draw_glyphs
@@ -127,6 +128,24 @@ def test_a_finished_run_is_not_trained_again(images, tmp_path):
     assert folder.weights("method").read_bytes() == before
     with pytest.raises(ValueError, match=r"another run; .* other values for training\.steps"):
         train(tiny("prototypical", steps=4), folder, images)
+
+
+def test_a_checkpoint_from_before_a_setting_of_tasks_is_continued(images, tmp_path):
+    """One that says nothing of channels and ink; with other ones it is another training."""
+    config, folder = tiny("prototypical"), RunFolder(tmp_path)
+    wanted = train(config, folder, images).state_dict()
+    folder.weights("method").unlink()
+    for newest in folder.stage("method").glob("*.safetensors"):
+        with safe_open(newest, "pt") as file:
+            assert "task.query" in str(file.metadata())
+            assert "channels" not in str(file.metadata())
+    again = train(config, folder, images).state_dict()
+    assert all(torch.equal(again[name], wanted[name]) for name in wanted)
+    folder.weights("method").unlink()
+    folder.configuration_path.unlink()
+    grey = replace(config, task=replace(config.task, channels=1))
+    with pytest.raises(ValueError, match=r"expected task\.channels = 1, found nothing"):
+        train(grey, folder, images)
 
 
 def test_too_few_pictures_are_refused_before_training(images, tmp_path):
