@@ -19,7 +19,7 @@ from metalm.fewshot.images import LabelledImages
 from metalm.fewshot.method import FewShotMethod
 from metalm.fewshot.methods import most_ways, names_of_methods
 from metalm.fewshot.official_runs import RunScores, judge_of, read_runs, score_runs
-from metalm.fewshot.presets import FewShotConfig, preset
+from metalm.fewshot.presets import FewShotConfig, preset, within_classes
 from metalm.fewshot.shown_tasks import draw_tasks
 from metalm.fewshot.sources import draw_pictures
 from metalm.fewshot.stored_images import open_images
@@ -46,6 +46,8 @@ class Asked(NamedTuple):
     """Of all of them; each has a folder of its own in it."""
     dry_run: bool
     """Whether only the settings are wanted."""
+    own_way: bool
+    """Whether the ways in training were asked for, rather than a preset's choice."""
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -91,7 +93,8 @@ def parse(arguments: Sequence[str]) -> Asked:
         )
         for name in methods
     ]
-    return Asked(configs, options.run or _folder(configs[0]), options.dry_run)
+    own_way = any(word.partition("=")[0] == "--training.way" for word in overrides)
+    return Asked(configs, options.run or _folder(configs[0]), options.dry_run, own_way)
 
 
 def shown(configs: Sequence[FewShotConfig]) -> list[dict[str, object]]:
@@ -145,7 +148,7 @@ def run(arguments: Sequence[str], prepare: Callable[..., Path]) -> int:
     _use_threads(first.threads)
     images = pictures_of(first, prepare)
     results: dict[str, Result] = {}
-    for config in asked.configs:
+    for config in asked.configs if asked.own_way else _fitted(asked.configs, images):
         folder = RunFolder(asked.folder / config.method)
         with only_program_in(folder.folder), writing(folder.folder):
             method = train(config, folder, images)
@@ -156,6 +159,18 @@ def run(arguments: Sequence[str], prepare: Callable[..., Path]) -> int:
     print(table(results))
     print(f"results: {path}")
     return 0
+
+
+def _fitted(configs: Sequence[FewShotConfig], images: LabelledImages | None) -> list[FewShotConfig]:
+    """The presets with ways that the pictures allow; says where that changes one."""
+    fitted = [within_classes(config, images) for config in configs]
+    for before, after in zip(configs, fitted, strict=True):
+        if after != before:
+            print(
+                f"{after.method}: trained {after.training.way}-way and not "
+                f"{before.training.way}-way, as there are no more classes to learn from"
+            )
+    return fitted
 
 
 def evaluate(

@@ -22,7 +22,7 @@ from metalm.fewshot.method import FewShotMethod
 from metalm.fewshot.methods import BY_CLASS, made
 from metalm.fewshot.presets import FewShotConfig
 from metalm.fewshot.scoring import Estimate, estimate, scores_after, task_scores
-from metalm.fewshot.sources import TaskConfig, episode_source
+from metalm.fewshot.sources import Part, TaskConfig, episode_source
 from metalm.fewshot.training import FewShotTraining
 from metalm.training.disk import write_at_once
 from metalm.training.loop import run
@@ -65,9 +65,12 @@ def train(
     source = episode_source(
         config.task, "train", config.seed, config.trained_on, images, by_class=by_class
     )
-    episode_source(config.task, "test", config.seed, None, images)  # refuses before it is too late
-    folder.write_configuration(config)
     parameters = list(method.parameters())
+    # They refuse before it is too late: before a folder is bound to these settings.
+    parts: list[Part] = ["validation", "test"] if parameters else ["test"]
+    for part in parts:
+        episode_source(config.task, part, config.seed, None, images)
+    folder.write_configuration(config)
     if folder.has(STAGE) or not parameters:
         return load(config, folder, images) if parameters else method
     training = FewShotTraining(

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data_prep.picture_corpora import prepare_pictures
-from metalm.fewshot import command_line
+from metalm.fewshot import command_line, experiment
 from metalm.fewshot.command_line import evaluate, parse, run
 from metalm.fewshot.glyphs import draw_glyphs
 from metalm.fewshot.methods import made, names_of_methods
@@ -149,6 +149,26 @@ def own_pictures(folder, classes=20, pictures=16):
         name = f"{len(list(place.iterdir())):02}.png"
         Image.fromarray(255 - np.stack([ink] * 3, -1)).save(place / name)
     return drawn
+
+
+def test_few_classes_of_own_pictures(tmp_path, monkeypatch, capsys):
+    """Twenty: 5 for the test, 5 to choose on, 10 to learn from, 40 with those that are turned."""
+    own_pictures(tmp_path / "own", pictures=17)
+    monkeypatch.setattr(experiment, "VALIDATION_TASKS", 2)
+    words = ["--task", str(tmp_path / "own"), "--root", str(tmp_path / "data")]
+    words += ["--task.channels", "1", "--run", str(tmp_path), "--training.steps", "1"]
+    words += ["--network.width", "2", "--scoring.tasks", "2", "--task.query", "2"]
+    with pytest.raises(ValueError, match=r"found 1 \(1 of 20\); raise .* from 0\.06 to 0\.25"):
+        run(words, prepare_pictures)
+    words += ["--task.validation-share", "0.25"]
+    with pytest.raises(ValueError, match=r"60-way episodes, found 40 .* lower --training\.way"):
+        run([*words, "--training.way=60"], prepare_pictures)
+    assert not (tmp_path / "prototypical" / "configuration.json").exists()
+    assert run(words, prepare_pictures) == 0
+    assert "prototypical: trained 40-way and not 60-way, as there are" in capsys.readouterr().out
+    written = RunFolder(tmp_path / "prototypical").read_configuration()
+    assert written["training"]["way"] == 40
+    assert run(words, prepare_pictures) == 0  # the same run
 
 
 def test_scans_of_dark_ink_are_read_right_and_take_the_challenge(tmp_path):

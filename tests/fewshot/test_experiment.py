@@ -17,7 +17,7 @@ from metalm.fewshot.methods import (
     most_ways,
     names_of_methods,
 )
-from metalm.fewshot.presets import ScoringConfig, preset
+from metalm.fewshot.presets import ScoringConfig, preset, within_classes
 from metalm.fewshot.scoring import score_of_answers
 from metalm.fewshot.sources import episode_source
 from metalm.training.run_folder import RunFolder
@@ -135,7 +135,9 @@ def test_a_checkpoint_from_before_a_setting_of_tasks_is_continued(images, tmp_pa
     config, folder = tiny("prototypical"), RunFolder(tmp_path)
     wanted = train(config, folder, images).state_dict()
     folder.weights("method").unlink()
-    for newest in folder.stage("method").glob("*.safetensors"):
+    checkpoints = list(folder.stage("method").glob("*.safetensors"))
+    assert checkpoints
+    for newest in checkpoints:
         with safe_open(newest, "pt") as file:
             assert "task.query" in str(file.metadata())
             assert "channels" not in str(file.metadata())
@@ -154,6 +156,34 @@ def test_too_few_pictures_are_refused_before_training(images, tmp_path):
     with pytest.raises(ValueError, match=r"has too few pictures; expected at least 7 .* found 6"):
         train(config, RunFolder(tmp_path / "run"), images)
     assert not (tmp_path / "run").exists()
+
+
+def test_too_few_classes_to_choose_on_are_refused_before_the_folder_is_taken(images, tmp_path):
+    config, folder = tiny("prototypical"), RunFolder(tmp_path / "run")
+    default = replace(config, task=replace(config.task, validation_share=0.05))
+    advice = r"to choose on .* found 2 .* raise --task\.validation-share from 0\.05 to 0\.08"
+    with pytest.raises(ValueError, match=advice):
+        train(default, folder, images)
+    assert not folder.folder.exists()
+    train(replace(config, task=replace(config.task, validation_share=0.08)), folder, images)
+    assert folder.has("method")
+    # What learns nothing chooses nothing.
+    pixels = replace(default, method="pixels")
+    train(pixels, RunFolder(tmp_path / "pixels"), images)
+
+
+def test_presets_train_on_no_more_ways_than_there_are(images):
+    """40 glyphs: 10 for the test and 2 to choose on leave 28, and four times as many turned."""
+    many = preset("prototypical")
+    assert within_classes(many, images) == many
+    assert within_classes(many, None) == many
+    straight = replace(many, task=replace(many.task, rotations=False))
+    fitted = within_classes(straight, images)
+    assert fitted == replace(straight, training=replace(many.training, way=28))
+    source = episode_source(fitted.task, "train", 1, fitted.trained_on, images)
+    assert source.sample(1).query_targets.unique().tolist() == list(range(28))
+    as_in_use = replace(straight, training=replace(many.training, way=0))
+    assert within_classes(as_in_use, images) == as_in_use
 
 
 def test_unknown_methods_and_tasks_without_pictures():
