@@ -164,12 +164,21 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
 def run_few_shot(options: argparse.Namespace) -> str:
     """Scores a few-shot method, or the baseline of the official challenge; returns the scores."""
     refuse_several("few-shot learning")
+    given = [name for name in ("data", "tune", "modes", "temperatures") if getattr(options, name)]
+    given += ["split"] if options.split != "test" else []
+    if given:
+        raise ValueError(
+            "few-shot methods are scored on their test tasks; expected only --official-runs and "
+            f"--threads, found {', '.join(f'--{name}' for name in given)}; leave it out"
+        )
     # Imported late, like what reads texts: neither waits for the other.
     from data_prep.picture_corpora import prepare_pictures
     from metalm.fewshot import command_line
 
     folder = None if options.run is None else RunFolder(options.run)
-    return command_line.evaluate(folder, prepare_pictures, options.official_runs)
+    return command_line.evaluate(
+        folder, prepare_pictures, options.official_runs, threads=options.threads
+    )
 
 
 def run_texts(options: argparse.Namespace, command: str) -> Path:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from data_prep.once import one_at_a_time
 from data_prep.picture_source import PictureClass, PictureSource, Reading
 from metalm.fewshot.resize import resized
 from metalm.training.disk import file_checksum, writing
@@ -143,15 +144,21 @@ def omniglot_source(
 def fetch(part: Part, folder: Path) -> Path:
     """The archive of a part, downloaded unless it is in the folder already.
 
+    What another program downloads meanwhile is waited for, and then used.
+
     Raises:
         ValueError: no connection, or what came is not the official archive.
     """
     path = folder / part.address.rpartition("/")[2]
     if path.is_file():
         return path
+    with one_at_a_time(folder, path.name):
+        return path if path.is_file() else _downloaded(part, path)
+
+
+def _downloaded(part: Part, path: Path) -> Path:
+    """The archive, which has its name once it is whole and checked."""
     partial_path = path.with_name(path.name + ".partial")
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     try:
         with urllib.request.urlopen(part.address, timeout=60) as answer:
             _save(answer, partial_path)

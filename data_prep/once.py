@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +42,36 @@ def prepared_once(
     folder = _place(root, name, wanted, manifest)
     if _recorded(folder, manifest) == wanted:
         return folder
-    with writing(folder):
-        root.mkdir(parents=True, exist_ok=True)
-        lock = _acquired(FileLock(root / f".{name}.lock"), folder)
-    with lock:
+    with one_at_a_time(root, name):
         folder = _place(root, name, wanted, manifest)  # another process may have finished meanwhile
         if _recorded(folder, manifest) != wanted:
             write(folder)
     return folder
 
 
-def _acquired(lock: FileLock, folder: Path) -> AcquireReturnProxy:
-    """The lock; what another process prepares meanwhile is waited for, and then used."""
+@contextmanager
+def one_at_a_time(root: Path, name: str) -> Iterator[None]:
+    """Holds what is made under that name; what another process makes meanwhile is waited for.
+
+    Args:
+        root: folder in which it lies, made if missing; the lock is `.NAME.lock` there.
+        name: of the file or folder that is made.
+
+    Raises:
+        ValueError: the root cannot be written.
+    """
+    with writing(root / name):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = _acquired(FileLock(root / f".{name}.lock"), root / name)
+    with lock:
+        yield
+
+
+def _acquired(lock: FileLock, path: Path) -> AcquireReturnProxy:
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        print(f"waiting for another program, which prepares {folder}", file=sys.stderr)
+        print(f"waiting for another program, which prepares {path}", file=sys.stderr)
         return lock.acquire()
 
 

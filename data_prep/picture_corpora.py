@@ -27,8 +27,10 @@ def prepare_pictures(
         source: "omniglot", which is downloaded; a folder with its archives or arrays; a folder of
             class folders; or a folder that this function returned.
         size: pixels of a side.
-        channels: of class folders: 1 makes pictures grey, 3 keeps colours.
-        dark_ink: of class folders: dark is ink, as on paper.
+        channels: of class folders: 1 makes pictures grey, 3 keeps colours. What is prepared already
+            is taken as it is with the default, and refused where it is not what was asked for;
+            Omniglot has one channel.
+        dark_ink: of class folders: dark is ink, as on paper; likewise.
         root: folder in which prepared pictures lie.
 
     Returns:
@@ -38,7 +40,7 @@ def prepare_pictures(
         ValueError: unknown source, wrong pictures, or a root that cannot be written.
     """
     if (Path(source) / MANIFEST).is_file():
-        return _of_size(Path(source), size)
+        return _prepared(Path(source), size, channels=channels, dark_ink=dark_ink)
     root = Path(root)
     found = find_pictures(source, root, channels=channels, dark_ink=dark_ink)
     return prepared_once(
@@ -70,11 +72,19 @@ def find_pictures(source: str, root: Path, *, channels: int, dark_ink: bool) -> 
     return folder_pictures(path, channels=channels, dark_ink=dark_ink)
 
 
-def _of_size(folder: Path, size: int) -> Path:
-    found = read_manifest(folder)["identity"]["size"]
-    if found != size:
+def _prepared(folder: Path, size: int, *, channels: int, dark_ink: bool) -> Path:
+    identity = read_manifest(folder)["identity"]
+    if identity["size"] != size:
         raise ValueError(
-            f"{folder} holds pictures of another size; expected {size} pixels, found {found}; ask "
-            "for that size, or give the pictures themselves"
+            f"{folder} holds pictures of another size; expected {size} pixels, found "
+            f"{identity['size']}; ask for that size, or give the pictures themselves"
+        )
+    recorded = identity["source"]  # Omniglot's says nothing of these: there is one way to read it
+    grey = channels == 1 and recorded.get("channels", 1) != 1
+    if grey or (dark_ink and not recorded.get("dark_ink", True)):
+        raise ValueError(
+            f"{folder} holds pictures that were read in another way; expected {channels} channels, "
+            f"dark ink {dark_ink}, found {recorded['channels']}, {recorded['dark_ink']}; leave "
+            "these options out, or give the pictures themselves"
         )
     return folder

@@ -94,6 +94,68 @@ def test_every_program_it_calls_exists(name):
     } == set()
 
 
+def rooms_tables(text: str) -> dict[str, set[str]]:
+    """Folder of each table of files -> the words in code type of its rows.
+
+    The folder stands in the table's first cell ("file of `metalm/adapt/`") or in the heading above.
+    """
+    found: dict[str, set[str]] = {}
+    folder = ""
+    for line in text.splitlines():
+        if line.startswith("#"):
+            heading = re.match(r"#+ (metalm/\w+)", line)
+            folder = f"{heading[1]}/" if heading else ""
+        elif head := re.match(r"\| file of `([\w/]+/)`", line):
+            folder = head[1]
+        elif folder and line.startswith("|"):
+            found.setdefault(folder, set()).update(re.findall(r"`([^`]+)`", line))
+    return found
+
+
+def unnamed(modules: set[str], text: str) -> set[str]:
+    """Modules that no table of their room names: by file, by stem, or by a folder of theirs."""
+    tables = rooms_tables(text)
+
+    def named(module: str) -> bool:
+        return any(
+            module.startswith(folder)
+            and {
+                module.removeprefix(folder),
+                module.removeprefix(folder).removesuffix(".py"),
+                module.removeprefix(folder).rpartition("/")[0] + "/",
+            }
+            & words
+            for folder, words in tables.items()
+        )
+
+    return {module for module in modules if not named(module)}
+
+
+def test_the_architecture_names_every_module():
+    modules = {name for name in tree() if re.fullmatch(r"(metalm/\w+|data_prep)/.*[^_]\.py", name)}
+    assert "metalm/meta/rules/adam.py" in modules
+    assert unnamed(modules, read("ARCHITECTURE.md")) == set()
+
+
+def test_a_module_is_named_in_the_table_of_its_own_room():
+    text = "\n".join(
+        [
+            "## metalm/one: first",
+            "| file | idea |",
+            "|---|---|",
+            "| `a.py`, one file a method | `b`; `deep/` |",
+            "## The rest",
+            "| stage | `e.py` |",
+            "| file of `two/` | idea |",
+            "| `c.py` | not in code type: d.py |",
+        ]
+    )
+    modules = {"metalm/one/a.py", "metalm/one/b.py", "metalm/one/deep/x.py", "two/c.py"}
+    assert unnamed(modules, text) == set()
+    others = {"metalm/one/c.py", "two/a.py", "two/d.py", "two/deep/x.py", "two/e.py"}
+    assert unnamed(others, text) == others
+
+
 def test_the_readme_gives_the_two_commands_on_lines_of_their_own():
     lines = [
         line.split("#")[0].strip()

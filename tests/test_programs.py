@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from metalm.language.vocabulary import learn_bpe
 
@@ -344,6 +345,44 @@ def test_what_several_processes_cannot_share(train, evaluate, here, monkeypatch,
     options = evaluate.parse(["--text", "own.txt"])
     with pytest.raises(ValueError, match="reading single files runs in one process"):
         evaluate.run(options, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--split", "valid"], "--split"),
+        (["--data", "elsewhere"], "--data"),
+        (["--tune", "--modes", "carry"], "--tune, --modes"),
+        (["--temperatures", "0.9"], "--temperatures"),
+    ],
+)
+def test_options_that_mean_nothing_for_few_shot_runs_are_refused(
+    evaluate, few_shot_run, words, found, capsys
+):
+    before = {path: path.stat().st_mtime_ns for path in few_shot_run.rglob("*")}
+    assert evaluate.main([str(few_shot_run), *words]) == 2
+    expected = f"expected only --official-runs and --threads, found {found}; leave it out"
+    assert expected in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in few_shot_run.rglob("*")} == before
+
+
+def test_few_shot_runs_are_scored_with_the_threads_that_were_asked_for(
+    evaluate, few_shot_run, monkeypatch, capsys
+):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    assert evaluate.main([str(few_shot_run)]) == 0
+    assert evaluate.main([str(few_shot_run), "--threads", "3"]) == 0
+    assert asked == [1, 3]  # the run's own, then those of the command line
+    assert "| from-scratch |" in capsys.readouterr().out
+
+
+@pytest.fixture
+def few_shot_run(train, here, capsys):
+    words = ["fewshot", "--task", "sine", "--method", "from-scratch", "--scoring.tasks", "2"]
+    assert train.main([*words, "--threads", "1", "--run", str(here)]) == 0
+    capsys.readouterr()
+    return here / "from-scratch"
 
 
 def test_presets_follow_the_data(train, here, capsys):

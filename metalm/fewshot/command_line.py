@@ -16,9 +16,10 @@ from metalm.fewshot.comparison import compare, table
 from metalm.fewshot.experiment import Result, load, score, train
 from metalm.fewshot.hausdorff import hausdorff_scores
 from metalm.fewshot.images import LabelledImages
-from metalm.fewshot.methods import names_of_methods
+from metalm.fewshot.method import FewShotMethod
+from metalm.fewshot.methods import most_ways, names_of_methods
 from metalm.fewshot.official_runs import RunScores, judge_of, read_runs, score_runs
-from metalm.fewshot.presets import FewShotConfig, preset
+from metalm.fewshot.presets import FewShotConfig, preset, within_classes
 from metalm.fewshot.shown_tasks import draw_tasks
 from metalm.fewshot.sources import draw_pictures
 from metalm.fewshot.stored_images import open_images
@@ -45,6 +46,8 @@ class Asked(NamedTuple):
     """Of all of them; each has a folder of its own in it."""
     dry_run: bool
     """Whether only the settings are wanted."""
+    own_way: bool
+    """Whether the ways in training were asked for, rather than a preset's choice."""
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -90,7 +93,8 @@ def parse(arguments: Sequence[str]) -> Asked:
         )
         for name in methods
     ]
-    return Asked(configs, options.run or _folder(configs[0]), options.dry_run)
+    own_way = any(word.partition("=")[0] == "--training.way" for word in overrides)
+    return Asked(configs, options.run or _folder(configs[0]), options.dry_run, own_way)
 
 
 def shown(configs: Sequence[FewShotConfig]) -> list[dict[str, object]]:
@@ -115,8 +119,15 @@ def pictures_of(config: FewShotConfig, prepare: Callable[..., Path]) -> Labelled
     if task.source == "sine":
         return None
     if task.source == "glyphs":
-        return draw_pictures()
-    return open_images(prepare(task.source, size=task.size, root=config.root))
+        return draw_pictures(task.size)
+    folder = prepare(
+        task.source,
+        size=task.size,
+        channels=task.channels,
+        dark_ink=task.dark_ink,
+        root=config.root,
+    )
+    return open_images(folder)
 
 
 def run(arguments: Sequence[str], prepare: Callable[..., Path]) -> int:
@@ -134,25 +145,40 @@ def run(arguments: Sequence[str], prepare: Callable[..., Path]) -> int:
     if asked.dry_run:
         return 0
     first = asked.configs[0]
-    if first.threads > 0:
-        torch.set_num_threads(first.threads)
+    _use_threads(first.threads)
     images = pictures_of(first, prepare)
     results: dict[str, Result] = {}
-    for config in asked.configs:
+    for config in asked.configs if asked.own_way else _fitted(asked.configs, images):
         folder = RunFolder(asked.folder / config.method)
         with only_program_in(folder.folder), writing(folder.folder):
             method = train(config, folder, images)
             results[config.method] = score(config, method, folder, images)
             draw_tasks(config, method, folder.folder, images)
-    with writing(asked.folder):
+    with only_program_in(asked.folder), writing(asked.folder):
         path = compare(results, asked.folder)
     print(table(results))
     print(f"results: {path}")
     return 0
 
 
+def _fitted(configs: Sequence[FewShotConfig], images: LabelledImages | None) -> list[FewShotConfig]:
+    """The presets with ways that the pictures allow; says where that changes one."""
+    fitted = [within_classes(config, images) for config in configs]
+    for before, after in zip(configs, fitted, strict=True):
+        if after != before:
+            print(
+                f"{after.method}: trained {after.training.way}-way and not "
+                f"{before.training.way}-way, as there are no more classes to learn from"
+            )
+    return fitted
+
+
 def evaluate(
-    folder: RunFolder | None, prepare: Callable[..., Path], official_runs: Path | None = None
+    folder: RunFolder | None,
+    prepare: Callable[..., Path],
+    official_runs: Path | None = None,
+    *,
+    threads: int = 0,
 ) -> str:
     """Scores a trained run again, or on the official one-shot challenge; returns what to print.
 
@@ -160,32 +186,63 @@ def evaluate(
         folder: of one method; None for the modified Hausdorff distance, which learns nothing.
         prepare: see `pictures_of`.
         official_runs: folder of the challenge (see `official_runs.py`); None for test tasks.
+        threads: processor threads; 0 takes the run's.
 
     Raises:
-        ValueError: the run is not trained, or the challenge is not what it should be.
+        ValueError: the run is not trained, another program works in its folder, or the challenge
+            is not what it should be.
     """
     if folder is None:
         assert official_runs is not None
+        _use_threads(threads)
         return errors(score_runs(read_runs(official_runs), hausdorff_scores))
     config = from_json(FewShotConfig, folder.read_configuration())
+    _use_threads(threads or config.threads)
     images = pictures_of(config, prepare)
-    method = load(config, folder, images)
-    if official_runs is None:
-        with writing(folder.folder):
-            found = table({config.method: score(config, method, folder, images)})
-            drawn = draw_tasks(config, method, folder.folder, images)
-        return f"{found}\npicture: {drawn}"
+    with only_program_in(folder.folder), writing(folder.folder):
+        method = load(config, folder, images)
+        if official_runs is not None:
+            return errors(_challenged(config, method, folder, images, official_runs))
+        found = table({config.method: score(config, method, folder, images)})
+        drawn = draw_tasks(config, method, folder.folder, images)
+    return f"{found}\npicture: {drawn}"
+
+
+def _use_threads(number: int) -> None:
+    """So many processor threads; 0 leaves torch's own choice."""
+    if number > 0:
+        torch.set_num_threads(number)
+
+
+def _challenged(
+    config: FewShotConfig,
+    method: FewShotMethod,
+    folder: RunFolder,
+    images: LabelledImages | None,
+    official_runs: Path,
+) -> RunScores:
+    """Scores a method on the official challenge and writes official-runs.json."""
     if images is None or images.shape[0] != 1:
         raise ValueError(
             "the challenge is made of black strokes on white; expected a method for pictures of "
-            f"one channel, found one for {config.task.source!r}; train one on omniglot"
+            f"one channel, found one for {config.task.source!r}; train one on omniglot, or on grey "
+            "pictures (--task.channels 1, and --task.dark-ink for dark ones on light)"
         )
-    judge = judge_of(method, config.task.size, config.device)
-    runs = score_runs(read_runs(official_runs), judge)
+    challenge = read_runs(official_runs)
+    _check_ways(config, max(len(each.training) for each in challenge))
+    runs = score_runs(challenge, judge_of(method, config.task.size, config.device))
     content = {"errors": dict(zip(runs.names, runs.errors, strict=True)), "mean": runs.mean}
-    with writing(folder.folder):
-        write_at_once(folder.folder / "official-runs.json", json.dumps(content, indent=1) + "\n")
-    return errors(runs)
+    write_at_once(folder.folder / "official-runs.json", json.dumps(content, indent=1) + "\n")
+    return runs
+
+
+def _check_ways(config: FewShotConfig, classes: int) -> None:
+    ways = most_ways(config)
+    if ways is not None and ways < classes:
+        raise ValueError(
+            f"{config.method} was trained for tasks of fewer classes than the challenge has; "
+            f"expected {classes} ways, found {ways}; train one with --way {classes}"
+        )
 
 
 def errors(found: RunScores) -> str:

@@ -109,7 +109,11 @@ class EpisodeSampler:
         self.generator = torch.Generator().manual_seed(seed)
 
     def sample(self, count: int) -> EpisodePlan:
-        """The next `count` tasks."""
+        """The next `count` tasks.
+
+        Raises:
+            ValueError: fewer than one.
+        """
         if count < 1:
             raise ValueError(
                 f"no episode was asked for; expected at least 1 task, found {count}; ask for more"

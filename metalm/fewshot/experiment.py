@@ -1,7 +1,8 @@
 """One few-shot experiment: train a method, score it on test tasks, keep what was found.
 
-A run's folder: configuration.json, stages/method (checkpoints, metrics.jsonl), method.safetensors
-(the trained method), scores.json (the score of every test task), results.json.
+A run's folder: configuration.json; stages/method (checkpoints, metrics.jsonl); method.safetensors,
+the trained method; results.json, the mean score and that of every test task. `shown_tasks.py` adds
+a picture, and `official-runs.json` is there once the official challenge was scored.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from metalm.fewshot.method import FewShotMethod
 from metalm.fewshot.methods import BY_CLASS, made
 from metalm.fewshot.presets import FewShotConfig
 from metalm.fewshot.scoring import Estimate, estimate, scores_after, task_scores
-from metalm.fewshot.sources import episode_source
+from metalm.fewshot.sources import Part, TaskConfig, episode_source
 from metalm.fewshot.training import FewShotTraining
 from metalm.training.disk import write_at_once
 from metalm.training.loop import run
@@ -31,6 +32,7 @@ from metalm.training.state import pack, unpack
 
 STAGE = "method"
 VALIDATION_TASKS = 100
+_LATER = ("channels", "dark_ink")
 
 
 class Result(NamedTuple):
@@ -63,9 +65,12 @@ def train(
     source = episode_source(
         config.task, "train", config.seed, config.trained_on, images, by_class=by_class
     )
-    episode_source(config.task, "test", config.seed, None, images)  # refuses before it is too late
-    folder.write_configuration(config)
     parameters = list(method.parameters())
+    # They refuse before it is too late: before a folder is bound to these settings.
+    parts: list[Part] = ["validation", "test"] if parameters else ["test"]
+    for part in parts:
+        episode_source(config.task, part, config.seed, None, images)
+    folder.write_configuration(config)
     if folder.has(STAGE) or not parameters:
         return load(config, folder, images) if parameters else method
     training = FewShotTraining(
@@ -188,8 +193,16 @@ def _validation(
 
 
 def _relevant(config: FewShotConfig) -> dict[str, Any]:
-    """What the numbers of the training depend on."""
+    """What the numbers of the training depend on.
+
+    Settings of tasks that came later are named where they differ from what was there before them:
+    a checkpoint from then is continued.
+    """
     settings = dataclasses.asdict(config)
+    before = TaskConfig()
+    for name in _LATER:
+        if settings["task"][name] == getattr(before, name):
+            del settings["task"][name]
     return {
         name: settings[name]
         for name in ("method", "seed", "task", "network", "adaptation", "training")

@@ -168,16 +168,10 @@ class ImageEpisodes:
     Args:
         images: the pictures; their labels are those of the sampler.
         sampler: draws the tasks.
-        device: where the episodes go.
     """
 
-    def __init__(
-        self,
-        images: LabelledImages,
-        sampler: EpisodeSampler,
-        device: torch.device | str | None = None,
-    ) -> None:
-        self.images, self.sampler, self.device = images, sampler, device
+    def __init__(self, images: LabelledImages, sampler: EpisodeSampler) -> None:
+        self.images, self.sampler = images, sampler
 
     def sample(self, count: int) -> Episode:
         """The next `count` tasks."""
@@ -186,10 +180,10 @@ class ImageEpisodes:
     def read(self, plan: EpisodePlan) -> Episode:
         """The pictures of tasks that were drawn already."""
         return Episode(
-            self.images.inputs(plan.support_items, self.device),
-            plan.support_targets.to(self.device),
-            self.images.inputs(plan.query_items, self.device),
-            plan.query_targets.to(self.device),
+            self.images.inputs(plan.support_items),
+            plan.support_targets,
+            self.images.inputs(plan.query_items),
+            plan.query_targets,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -190,17 +190,34 @@ def names_of_methods(source: str) -> list[str]:
     return [*METRIC, *OPTIMIZATION, *BY_CLASS]
 
 
+def most_ways(config: FewShotConfig) -> int | None:
+    """Classes that a task can have for the method; None: any number, as the support set shows.
+
+    What ends in a head with a number for each class has as many as its tasks in use.
+    """
+    any_number = config.method in METRIC and config.method != "snail"
+    return None if any_number or config.task.source == "sine" else config.task.way
+
+
 def made(config: FewShotConfig, images: LabelledImages | None = None) -> FewShotMethod:
     """The method that a configuration names, not yet trained.
 
     Raises:
-        ValueError: there is no such method for such tasks; the message lists the names.
+        ValueError: there is no such method for such tasks, and the message lists the names; or it
+            cannot be trained on tasks of so many classes.
     """
     names = names_of_methods(config.task.source)
     if config.method not in names:
         raise ValueError(
             f"no such method for tasks of {config.task.source!r}; expected one of "
             f"{', '.join(names)}, found {config.method!r}; choose one of them"
+        )
+    ways, trained = most_ways(config), config.trained_on.way
+    if ways is not None and trained > ways and config.method not in BY_CLASS:
+        raise ValueError(
+            f"{config.method} has one number for each class; expected at most as many ways in "
+            f"training as in use ({ways}), found {trained}; lower --training.way (0: as in use) "
+            "or raise --way"
         )
     if config.method in METRIC and images is not None:
         return METRIC[config.method](config, images)

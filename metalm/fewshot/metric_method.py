@@ -74,7 +74,17 @@ class MetricMethod(FewShotMethod):
     def meta_loss(
         self, support: Tensor, support_targets: Tensor, query: Tensor, query_targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The meta-loss and the logits of embedded queries."""
+        """The meta-loss, and the logits of the queries, of features that are embedded already.
+
+        Args:
+            support: [tasks, way * shot, ...].
+            support_targets: [tasks, way * shot].
+            query: [tasks, queries, ...].
+            query_targets: [tasks, queries].
+
+        Returns:
+            Mean over tasks and queries, a scalar in the method's own unit; [tasks, queries, way].
+        """
         logits = self.compare(self.memory(support, support_targets), query)
         return self.loss(logits, query_targets), logits
 

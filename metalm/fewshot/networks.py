@@ -161,26 +161,17 @@ class SineNetwork(nn.Module):
 
     Args:
         widths: units of the hidden layers.
-        inputs: numbers that a point has.
-        outputs: numbers that are answered.
         start: of the weights: "truncated" as published, normal with deviation 0.01 cut at two
             deviations, and zero biases; or "usual", as torch begins.
     """
 
-    def __init__(
-        self,
-        widths: Sequence[int] = (40, 40),
-        *,
-        inputs: int = 1,
-        outputs: int = 1,
-        start: Start = "usual",
-    ) -> None:
+    def __init__(self, widths: Sequence[int] = (40, 40), *, start: Start = "usual") -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in pairwise([inputs, *widths]):
+        for before, after in pairwise([1, *widths]):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(widths[-1] if widths else inputs, outputs)
+        self.head = nn.Linear(widths[-1] if widths else 1, 1)
         self.statistics = "none"
         if start == "truncated":
             with torch.no_grad():
@@ -193,5 +184,5 @@ class SineNetwork(nn.Module):
                         part.bias.zero_()
 
     def forward(self, points: Tensor) -> Tensor:
-        """Values [..., outputs] at points [..., inputs]."""
+        """Values [..., 1] at points [..., 1]."""
         return self.head(self.body(points))

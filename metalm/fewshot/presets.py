@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from metalm.fewshot.images import LabelledImages
 from metalm.fewshot.networks import Pooling, Statistics
-from metalm.fewshot.sources import TaskConfig, TaskShape
+from metalm.fewshot.sources import TaskConfig, TaskShape, classes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,27 @@ def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> 
     return config if source in ("sine", "glyphs") else _at_length(config)
 
 
+def within_classes(config: FewShotConfig, images: LabelledImages | None) -> FewShotConfig:
+    """The settings with no more ways in training than there are classes to learn from.
+
+    Presets train on many ways, as the literature does on Omniglot; a folder of pictures may have
+    fewer classes.
+
+    Args:
+        config: a preset's.
+        images: the pictures; None for curves, which have no classes.
+
+    Raises:
+        ValueError: the pictures have no official split, or no class is left to learn from.
+    """
+    if images is None:
+        return config
+    classes = classes_of(config.task, "train", config.seed, images)
+    if config.training.way <= classes:
+        return config
+    return replace(config, training=replace(config.training, way=classes))
+
+
 def _adapting(
     method: str, training: MetaTrainingConfig, adaptation: AdaptationConfig
 ) -> tuple[MetaTrainingConfig, AdaptationConfig]:
@@ -187,8 +209,10 @@ def _adapting(
             ),
         )
     if method in ("transfer", "multi-task"):
+        # Transfer tells all classes apart; multi-task has one number for each class of a task.
+        way = 60 if method == "transfer" else 0
         return (
-            replace(training, tasks=1, way=60, shot=1, query=2),
+            replace(training, tasks=1, way=way, shot=1, query=2),
             replace(adaptation, rate=0.01, test_steps=50, adam=True),
         )
     if method == "from-scratch":

@@ -11,6 +11,9 @@ from metalm.fewshot.metric_method import MetricMethod
 from metalm.fewshot.networks import Statistics, normalisation
 from metalm.meta.fused_layers import fused
 
+# Before the answer.
+UNITS = 8
+
 
 def _block(before: int, after: int, statistics: Statistics, *, padding: int) -> list[nn.Module]:
     convolution = nn.Conv2d(before, after, 3, padding=padding)
@@ -37,13 +40,10 @@ class RelationHead(nn.Module):
     Args:
         width: maps of the encoder.
         side: pixels of a side of these maps; at least 4.
-        hidden: units before the answer.
         statistics: of batch normalisation.
     """
 
-    def __init__(
-        self, *, width: int = 64, side: int = 5, hidden: int = 8, statistics: Statistics
-    ) -> None:
+    def __init__(self, *, width: int = 64, side: int = 5, statistics: Statistics) -> None:
         super().__init__()
         self.maps = nn.Sequential(
             *_block(2 * width, width, statistics, padding=1),
@@ -53,9 +53,9 @@ class RelationHead(nn.Module):
         )
         self.units = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(width * (side // 4) ** 2, hidden),
+            nn.Linear(width * (side // 4) ** 2, UNITS),
             nn.ReLU(),
-            nn.Linear(hidden, 1),
+            nn.Linear(UNITS, 1),
         )
 
     def forward(self, pairs: Tensor) -> Tensor:

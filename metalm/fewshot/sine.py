@@ -47,6 +47,9 @@ class SineTasks:
         phase: range of phi; to 2 pi in Reptile's demonstration (Nichol et al. 2018).
         frequency: range; Li et al. 2017 (Meta-SGD) vary it as well.
         points: range of x.
+
+    Raises:
+        ValueError: no support point, or no query point.
     """
 
     def __init__(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from metalm.fewshot.episodes import Episode, EpisodePlan, EpisodeSampler, EpisodeSource
 from metalm.fewshot.glyphs import draw_glyphs
-from metalm.fewshot.images import ImageEpisodes, LabelledImages
+from metalm.fewshot.images import QUARTER_TURNS, ImageEpisodes, LabelledImages
 from metalm.fewshot.sine import SineTasks
 from metalm.fewshot.splits import ClassSplit, official_split, random_split
 
@@ -15,6 +16,18 @@ Part = Literal["train", "validation", "test"]
 
 # A stream of random numbers for each part: test episodes do not depend on what was trained.
 _STREAMS: dict[Part, int] = {"train": 0, "validation": 1, "test": 2}
+# What a part is for, and which options say how large its tasks are.
+_PURPOSES: dict[Part, str] = {
+    "train": "to learn from",
+    "validation": "to choose on (validation)",
+    "test": "to score on (test)",
+}
+_OF_TEST = "--way, --shot, --task.query"
+_OPTIONS: dict[Part, str] = {
+    "train": "--training.way, --training.shot, --training.query",
+    "validation": _OF_TEST,
+    "test": _OF_TEST,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +57,11 @@ class TaskConfig:
     within_groups: bool = False
     """A task's classes come from one group (alphabet)."""
     size: int = 28
-    """Pixels of a side."""
+    """Pixels of a side (not for sine)."""
+    channels: Literal[1, 3] = 3
+    """Of own pictures: 1 makes them grey, as the official challenge wants them; 3 keeps colours."""
+    dark_ink: bool = False
+    """Own pictures are dark on light, as scans are: dark is ink, which a network sees as 1."""
 
 
 class TaskShape(NamedTuple):
@@ -55,9 +72,16 @@ class TaskShape(NamedTuple):
     query: int
 
 
-def draw_pictures() -> LabelledImages:
-    """The embedded default: 1,000 glyphs of 40 alphabets, 20 drawings of each."""
-    return draw_glyphs(alphabets=40, letters=25, drawings=20, seed=0)
+def draw_pictures(size: int = 28) -> LabelledImages:
+    """The embedded default: 1,000 glyphs of 40 alphabets, 20 drawings of each.
+
+    Args:
+        size: pixels of a side.
+
+    Raises:
+        ValueError: less than one pixel.
+    """
+    return draw_glyphs(alphabets=40, letters=25, drawings=20, seed=0, size=size)
 
 
 def split_classes(config: TaskConfig, images: LabelledImages, seed: int) -> ClassSplit:
@@ -83,10 +107,28 @@ def split_classes(config: TaskConfig, images: LabelledImages, seed: int) -> Clas
 
 
 def images_of(config: TaskConfig, part: Part, seed: int, images: LabelledImages) -> LabelledImages:
-    """The pictures of a part, with rotations as further classes where they are asked for."""
+    """The pictures of a part, with rotations as further classes where they are asked for.
+
+    Raises:
+        ValueError: as `split_classes`; or the part has no classes.
+    """
     chosen = images.of_classes(getattr(split_classes(config, images, seed), part))
+    return chosen.with_rotations() if _turns(config, part) > 1 else chosen
+
+
+def classes_of(config: TaskConfig, part: Part, seed: int, images: LabelledImages) -> int:
+    """How many classes a part has, rotations included.
+
+    Raises:
+        ValueError: as `split_classes`.
+    """
+    return len(getattr(split_classes(config, images, seed), part)) * _turns(config, part)
+
+
+def _turns(config: TaskConfig, part: Part) -> int:
+    """Rotations under which a class of the part is seen."""
     turned = config.rotations if part == "train" else config.turned_tests
-    return chosen.with_rotations() if turned else chosen
+    return QUARTER_TURNS if turned else 1
 
 
 def episode_source(
@@ -109,7 +151,8 @@ def episode_source(
         by_class: targets are the numbers of the part's classes, not their places in the task.
 
     Raises:
-        ValueError: too few classes or pictures; the message names the class and the counts.
+        ValueError: too few classes or pictures; the message names the part, the class, the counts
+            and the options that help.
     """
     shape = shape or TaskShape(config.way, config.shot, config.query)
     stream = seed * len(_STREAMS) + _STREAMS[part]
@@ -119,17 +162,58 @@ def episode_source(
         raise ValueError(
             f"tasks of {config.source!r} need pictures; expected images, found none; prepare them"
         )
+    _check_classes(config, part, shape.way, classes_of(config, part, seed, images), images)
     chosen = images_of(config, part, seed, images)
-    sampler = EpisodeSampler(
-        chosen.labels,
-        shape.way,
-        shape.shot,
-        shape.query,
-        stream,
-        names=chosen.names,
-        groups=chosen.groups if config.within_groups else None,
-    )
+    try:
+        sampler = EpisodeSampler(
+            chosen.labels,
+            shape.way,
+            shape.shot,
+            shape.query,
+            stream,
+            names=chosen.names,
+            groups=chosen.groups if config.within_groups else None,
+        )
+    except ValueError as error:
+        raise ValueError(f"{error} (classes {_PURPOSES[part]}: {_OPTIONS[part]})") from error
     return EpisodesByClass(chosen, sampler) if by_class else ImageEpisodes(chosen, sampler)
+
+
+def _check_classes(
+    config: TaskConfig, part: Part, way: int, found: int, images: LabelledImages
+) -> None:
+    """Refuses a part with too few classes, and says which settings would give it more."""
+    if found >= way:
+        return
+    total, turns = images.num_classes, _turns(config, part)
+    turned = ", each under 4 rotations" if turns > 1 else ""
+    raise ValueError(
+        f"there are too few classes {_PURPOSES[part]}; expected at least {way} for {way}-way "
+        f"episodes, found {found} ({found // turns} of {total}{turned}); "
+        f"{_more_classes(config, part, math.ceil(way / turns), total)}"
+        f"lower {'--training.way' if part == 'train' and way != config.way else '--way'}, or add "
+        "classes"
+    )
+
+
+def _more_classes(config: TaskConfig, part: Part, wanted: int, total: int) -> str:
+    """How a part would get so many of all classes, if there is a way: words that end in a comma."""
+    if config.split == "official":
+        verb = {"train": "lower", "validation": "raise", "test": ""}[part]
+        groups = f"{verb} --task.validation-groups ({config.validation_groups}), "
+        return groups if verb else ""
+    shares = {"test": config.test_share, "validation": config.validation_share}
+    if part == "train":
+        return (
+            "lower "
+            + " or ".join(f"--task.{name}-share ({share:g})" for name, share in shares.items())
+            + ", "
+        )
+    share = math.ceil(100 * wanted / total) / 100  # rounded up, so that it gives them surely
+    others = sum(shares.values()) - shares[part]
+    if share + others >= 1:
+        return ""
+    return f"raise --task.{part}-share from {shares[part]:g} to {share:g}, "
 
 
 class EpisodesByClass(ImageEpisodes):

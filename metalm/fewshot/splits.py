@@ -36,7 +36,7 @@ def random_split(num_classes: int, *, num_test: int, num_validation: int, seed: 
         raise ValueError(
             "no class is left to learn from; expected more classes than "
             f"{num_validation} for validation and {num_test} for the test, found {num_classes}; "
-            "ask for fewer"
+            "ask for fewer (--task.validation-share, --task.test-share)"
         )
     order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(seed)).tolist()
     test, rest = order[:num_test], order[num_test:]

@@ -21,6 +21,11 @@ MANIFEST = "manifest.json"
 PICTURES = "pictures.npy"
 LABELS = "labels.npy"
 
+_AGAIN = (
+    "remove the folder and prepare the pictures again: python train.py fewshot --task omniglot, or "
+    "--task and the folder that the pictures came from"
+)
+
 
 def open_images(folder: Path | str) -> LabelledImages:
     """Opens prepared pictures after checking them against their manifest.
@@ -50,24 +55,23 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         ValueError: it is missing, damaged, or of another format.
     """
     path = Path(folder) / MANIFEST
-    again = "prepare the pictures again"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
             f"there are no prepared pictures in {folder}; expected {MANIFEST}, which is written "
-            f"last, found none; {again}"
+            f"last, found none; {_AGAIN}"
         ) from None
     except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(
             f"{path} is damaged; expected the JSON that preparation writes, found "
-            f"{type(error).__name__}: {error}; {again}"
+            f"{type(error).__name__}: {error}; {_AGAIN}"
         ) from error
     keys = {"format", "kind", "identity", "classes", "files"}
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or keys - set(manifest):
         raise ValueError(
             f"{path} is of another format; expected pictures of format {FORMAT}, found something "
-            f"else; {again}"
+            f"else; {_AGAIN}"
         )
     return manifest
 
@@ -77,7 +81,7 @@ def _check_file(path: Path, recorded: dict[str, Any]) -> None:
     if found != recorded["sha256"]:
         raise ValueError(
             f"{path} is not what its manifest says; expected {recorded['sha256']} as its SHA-256, "
-            f"found {found}; remove the folder and prepare the pictures again"
+            f"found {found}; {_AGAIN}"
         )
 
 

@@ -2,11 +2,13 @@ import hashlib
 import io
 import json
 import zipfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from data_prep import omniglot
@@ -114,13 +116,43 @@ def test_what_was_downloaded_is_not_fetched_again(tmp_path, parts):
     assert fetch(gone, tmp_path / "downloads") == path
 
 
+def kept(folder):
+    """What lies in the folder beside locks."""
+    return [path for path in folder.iterdir() if path.suffix != ".lock"]
+
+
+def test_two_programs_do_not_download_into_one_file(tmp_path, parts, monkeypatch):
+    """While one downloads, the lock is held; who waited for it takes what is there then."""
+    part, downloads, opened = parts["background"], tmp_path / "downloads", []
+    urlopen = omniglot.urllib.request.urlopen
+
+    def slow(*arguments, **options):
+        with pytest.raises(Timeout):
+            FileLock(downloads / ".images_background.zip.lock").acquire(timeout=0)
+        opened.append(arguments)
+        return urlopen(*arguments, **options)
+
+    @contextmanager
+    def another_was_first(root, name):
+        root.mkdir()
+        (root / name).write_bytes(ARCHIVES["background"])
+        yield
+
+    monkeypatch.setattr(omniglot.urllib.request, "urlopen", slow)
+    assert fetch(part, downloads).read_bytes() == ARCHIVES["background"]
+    assert len(opened) == 1
+    monkeypatch.setattr(omniglot, "one_at_a_time", another_was_first)
+    assert fetch(part, tmp_path / "later").read_bytes() == ARCHIVES["background"]
+    assert len(opened) == 1
+
+
 def test_another_archive_is_refused_and_not_kept(tmp_path, parts):
     wrong = parts["background"]._replace(md5="0" * 32)
     with pytest.raises(
         ValueError, match=r"expected 0{32} as its MD5, found [0-9a-f]{32}; download"
     ):
         fetch(wrong, tmp_path / "downloads")
-    assert list((tmp_path / "downloads").iterdir()) == []
+    assert kept(tmp_path / "downloads") == []
     with pytest.raises(ValueError, match="is not the official archive"):
         omniglot_source(tmp_path / "server", tmp_path, parts | {"background": wrong})
 
@@ -129,7 +161,7 @@ def test_no_connection_is_one_message(tmp_path, parts):
     gone = parts["background"]._replace(address=(tmp_path / "nowhere.zip").as_uri())
     with pytest.raises(ValueError, match=r"could not be fetched; .* or download the file"):
         fetch(gone, tmp_path / "downloads")
-    assert list((tmp_path / "downloads").iterdir()) == []
+    assert kept(tmp_path / "downloads") == []
 
 
 def test_missing_files_are_named(tmp_path, parts):
@@ -188,8 +220,10 @@ def damage_manifest(folder, **changes):
 def test_a_damaged_folder_is_refused(tmp_path, parts, damage, message):
     write_pictures(omniglot_source(tmp_path / "server", tmp_path, parts), tmp_path / "out", 16)
     damage(tmp_path / "out")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         open_images(tmp_path / "out")
+    assert "remove the folder" in str(refused.value)
+    assert "python train.py fewshot --task omniglot" in str(refused.value)
 
 
 def test_opened_pictures_stay_on_the_disk(tmp_path, parts):

@@ -51,6 +51,17 @@ def test_a_prepared_folder_is_taken_as_it_is(own, tmp_path):
         prepare_pictures(str(folder))
 
 
+@pytest.mark.parametrize("asked", [{"channels": 1}, {"dark_ink": True}])
+def test_a_prepared_folder_that_was_read_in_another_way_is_refused(own, tmp_path, asked):
+    colours = prepare_pictures(str(own), size=4, root=tmp_path)
+    with pytest.raises(ValueError, match=r"read in another way; .* found 3, False; leave these"):
+        prepare_pictures(str(colours), size=4, **asked)
+    as_asked = prepare_pictures(str(own), size=4, root=tmp_path, **asked)
+    assert as_asked != colours
+    assert prepare_pictures(str(as_asked), size=4, **asked) == as_asked
+    assert prepare_pictures(str(as_asked), size=4) == as_asked
+
+
 def test_a_folder_that_was_cut_short_is_prepared_again(own, tmp_path):
     folder = prepare_pictures(str(own), size=4, root=tmp_path)
     path = folder / "pictures.npy"

@@ -5,11 +5,19 @@ from statistics import mean
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from metalm.fewshot.experiment import load, schedule, score, train
 from metalm.fewshot.glyphs import draw_glyphs
-from metalm.fewshot.methods import METRIC, OPTIMIZATION, made, names_of_methods
-from metalm.fewshot.presets import ScoringConfig, preset
+from metalm.fewshot.methods import (
+    BY_CLASS,
+    METRIC,
+    OPTIMIZATION,
+    made,
+    most_ways,
+    names_of_methods,
+)
+from metalm.fewshot.presets import ScoringConfig, preset, within_classes
 from metalm.fewshot.scoring import score_of_answers
 from metalm.fewshot.sources import episode_source
 from metalm.training.run_folder import RunFolder
@@ -122,6 +130,26 @@ def test_a_finished_run_is_not_trained_again(images, tmp_path):
         train(tiny("prototypical", steps=4), folder, images)
 
 
+def test_a_checkpoint_from_before_a_setting_of_tasks_is_continued(images, tmp_path):
+    """One that says nothing of channels and ink; with other ones it is another training."""
+    config, folder = tiny("prototypical"), RunFolder(tmp_path)
+    wanted = train(config, folder, images).state_dict()
+    folder.weights("method").unlink()
+    checkpoints = list(folder.stage("method").glob("*.safetensors"))
+    assert checkpoints
+    for newest in checkpoints:
+        with safe_open(newest, "pt") as file:
+            assert "task.query" in str(file.metadata())
+            assert "channels" not in str(file.metadata())
+    again = train(config, folder, images).state_dict()
+    assert all(torch.equal(again[name], wanted[name]) for name in wanted)
+    folder.weights("method").unlink()
+    folder.configuration_path.unlink()
+    grey = replace(config, task=replace(config.task, channels=1))
+    with pytest.raises(ValueError, match=r"expected task\.channels = 1, found nothing"):
+        train(grey, folder, images)
+
+
 def test_too_few_pictures_are_refused_before_training(images, tmp_path):
     config = tiny("prototypical")
     config = replace(config, task=replace(config.task, query=6))
@@ -130,11 +158,61 @@ def test_too_few_pictures_are_refused_before_training(images, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_too_few_classes_to_choose_on_are_refused_before_the_folder_is_taken(images, tmp_path):
+    config, folder = tiny("prototypical"), RunFolder(tmp_path / "run")
+    default = replace(config, task=replace(config.task, validation_share=0.05))
+    advice = r"to choose on .* found 2 .* raise --task\.validation-share from 0\.05 to 0\.08"
+    with pytest.raises(ValueError, match=advice):
+        train(default, folder, images)
+    assert not folder.folder.exists()
+    train(replace(config, task=replace(config.task, validation_share=0.08)), folder, images)
+    assert folder.has("method")
+    # What learns nothing chooses nothing.
+    pixels = replace(default, method="pixels")
+    train(pixels, RunFolder(tmp_path / "pixels"), images)
+
+
+def test_presets_train_on_no_more_ways_than_there_are(images):
+    """40 glyphs: 10 for the test and 2 to choose on leave 28, and four times as many turned."""
+    many = preset("prototypical")
+    assert within_classes(many, images) == many
+    assert within_classes(many, None) == many
+    straight = replace(many, task=replace(many.task, rotations=False))
+    fitted = within_classes(straight, images)
+    assert fitted == replace(straight, training=replace(many.training, way=28))
+    source = episode_source(fitted.task, "train", 1, fitted.trained_on, images)
+    assert source.sample(1).query_targets.unique().tolist() == list(range(28))
+    as_in_use = replace(straight, training=replace(many.training, way=0))
+    assert within_classes(as_in_use, images) == as_in_use
+
+
 def test_unknown_methods_and_tasks_without_pictures():
     with pytest.raises(ValueError, match=r"no such method .*; expected one of .*, found 'mamml'"):
         made(tiny("mamml"))
     with pytest.raises(ValueError, match=r"no such method for tasks of 'sine'; .* 'relation'"):
         made(replace(tiny("relation"), task=replace(tiny("relation").task, source="sine")))
+
+
+@pytest.mark.parametrize("method", names_of_methods("glyphs"))
+def test_a_preset_trains_on_tasks_that_its_method_can_have(method):
+    """One meta-gradient with the preset's own ways; more ways than the head has are refused."""
+    drawn = draw_glyphs(alphabets=5, letters=18, drawings=5, seed=2, size=22)
+    config = preset(method)
+    config = replace(
+        config,
+        task=replace(config.task, size=22, query=2, validation_share=0.1),
+        network=replace(config.network, width=2),
+        training=replace(config.training, shot=1, query=1),
+        adaptation=replace(config.adaptation, steps=1),
+    )
+    by_class = {"by_class": method in BY_CLASS}
+    source = episode_source(config.task, "train", 1, config.trained_on, drawn, **by_class)
+    assert math.isfinite(made(config, drawn).meta_gradient(source.sample(1)).loss)
+    if most_ways(config) is None or method in BY_CLASS:
+        return
+    more = replace(config, training=replace(config.training, way=6))
+    with pytest.raises(ValueError, match=r"at most .* as in use \(5\), found 6; lower --training"):
+        made(more, drawn)
 
 
 def test_learning_rates():

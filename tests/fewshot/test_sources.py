@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -80,7 +81,65 @@ def test_tasks_within_a_group(images):
 def test_too_few_pictures_and_no_pictures_are_refused(images):
     with pytest.raises(ValueError, match=r"class '\d+ rot000' has too few pictures; .* found 4"):
         episode_source(replace(CONFIG, query=4), "train", 0, images=images)
-    with pytest.raises(ValueError, match="too few classes; expected at least 9"):
-        episode_source(replace(CONFIG, way=9), "test", 0, images=images)
     with pytest.raises(ValueError, match="tasks of 'glyphs' need pictures"):
         episode_source(CONFIG, "train", 0)
+    grouped = replace(CONFIG, within_groups=True)
+    options = r"\(classes to score on \(test\): --way, --shot, --task\.query\)"
+    with pytest.raises(ValueError, match=rf"no group has enough classes; .* {options}"):
+        episode_source(replace(grouped, way=4), "test", 0, images=images)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "way", "message"),
+    [
+        (
+            "validation",
+            {"validation_share": 0.06},
+            3,
+            r"to choose on \(validation\); expected at least 3 for 3-way episodes, found 1 \(1 of "
+            r"20\); raise --task\.validation-share from 0\.06 to 0\.15, lower --way, or",
+        ),
+        (
+            "validation",
+            {"validation_share": 0.0},
+            3,
+            r"found 0 \(0 of 20\); raise --task\.validation-share from 0 to 0\.15, lower --way",
+        ),
+        (
+            "test",
+            {"turned_tests": True},
+            21,
+            r"to score on \(test\); expected at least 21 .*, found 20 \(5 of 20, each under 4 "
+            r"rotations\); raise --task\.test-share from 0\.25 to 0\.3, lower --way, or",
+        ),
+        ("test", {}, 16, r"found 5 \(5 of 20\); lower --way, or add classes"),  # no share does it
+        (
+            "train",
+            {"rotations": False},
+            11,
+            r"to learn from; .* found 10 \(10 of 20\); lower --task\.test-share \(0\.25\) or "
+            r"--task\.validation-share \(0\.25\), lower --training\.way, or",
+        ),
+        (
+            "validation",
+            {"split": "official", "validation_groups": 1},
+            6,
+            r"found 5 .*; raise --task\.validation-groups \(1\), lower --way, or",
+        ),
+        (
+            "test",
+            {"split": "official", "validation_groups": 1},
+            6,
+            r"found 5 .*\); lower --way, or",
+        ),
+    ],
+)
+def test_too_few_classes_of_a_part_are_told_with_what_helps(images, part, changes, way, message):
+    config, shape = replace(CONFIG, **changes), TaskShape(way, 1, 2)
+    with pytest.raises(ValueError, match=message) as refused:
+        episode_source(config, part, 0, shape, images)
+    # Whoever does what it says is not refused again.
+    advice = re.search(r"raise --task\.(\w+)-share from \S+ to ([\d.]+),", str(refused.value))
+    if advice is not None:
+        enough = replace(config, **{f"{advice[1]}_share": float(advice[2])})
+        assert episode_source(enough, part, 0, shape, images).sample(1) is not None

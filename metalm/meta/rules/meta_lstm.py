@@ -51,6 +51,9 @@ class MetaLSTM(AbstractUpdateRule):
         slow: the parameters that learn.
         hidden: units of the LSTM.
         seed: of the first numbers.
+
+    Raises:
+        ValueError: an LSTM without units.
     """
 
     def __init__(self, slow: Mapping[str, Tensor], hidden: int = 20, seed: int = 0) -> None:
