@@ -165,11 +165,11 @@ def run_few_shot(options: argparse.Namespace) -> str:
     """Scores a few-shot method, or the baseline of the official challenge; returns the scores."""
     refuse_several("few-shot learning")
     given = [name for name in ("data", "tune", "modes", "temperatures") if getattr(options, name)]
-    given += ["split"] if options.split != "test" else []
+    given += ["split"] if options.split not in (None, "test") else []
     if given:
         raise ValueError(
-            "few-shot methods are scored on their test tasks; expected only --official-runs and "
-            f"--threads, found {', '.join(f'--{name}' for name in given)}; leave it out"
+            "few-shot methods are scored on their test tasks; expected --official-runs, --device "
+            f"or --threads, found {', '.join(f'--{name}' for name in given)}; leave it out"
         )
     # Imported late, like what reads texts: neither waits for the other.
     from data_prep.picture_corpora import prepare_pictures
@@ -177,7 +177,11 @@ def run_few_shot(options: argparse.Namespace) -> str:
 
     folder = None if options.run is None else RunFolder(options.run)
     return command_line.evaluate(
-        folder, prepare_pictures, options.official_runs, threads=options.threads
+        folder,
+        prepare_pictures,
+        options.official_runs,
+        threads=options.threads,
+        device=options.device,
     )
 
 

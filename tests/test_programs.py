@@ -361,7 +361,7 @@ def test_options_that_mean_nothing_for_few_shot_runs_are_refused(
 ):
     before = {path: path.stat().st_mtime_ns for path in few_shot_run.rglob("*")}
     assert evaluate.main([str(few_shot_run), *words]) == 2
-    expected = f"expected only --official-runs and --threads, found {found}; leave it out"
+    expected = f"expected --official-runs, --device or --threads, found {found}; leave it out"
     assert expected in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in few_shot_run.rglob("*")} == before
 

@@ -24,6 +24,7 @@ from metalm.fewshot.shown_tasks import draw_tasks
 from metalm.fewshot.sources import draw_pictures
 from metalm.fewshot.stored_images import open_images
 from metalm.training.configuration import from_json
+from metalm.training.devices import refuse_missing_device
 from metalm.training.disk import write_at_once, writing
 from metalm.training.folder_lock import only_program_in
 from metalm.training.run_folder import RunFolder
@@ -145,6 +146,7 @@ def run(arguments: Sequence[str], prepare: Callable[..., Path]) -> int:
     if asked.dry_run:
         return 0
     first = asked.configs[0]
+    refuse_missing_device(first.device)
     _use_threads(first.threads)
     images = pictures_of(first, prepare)
     results: dict[str, Result] = {}
@@ -179,6 +181,7 @@ def evaluate(
     official_runs: Path | None = None,
     *,
     threads: int = 0,
+    device: str | None = None,
 ) -> str:
     """Scores a trained run again, or on the official one-shot challenge; returns what to print.
 
@@ -187,16 +190,19 @@ def evaluate(
         prepare: see `pictures_of`.
         official_runs: folder of the challenge (see `official_runs.py`); None for test tasks.
         threads: processor threads; 0 takes the run's.
+        device: where tensors live; None for where the run was trained.
 
     Raises:
-        ValueError: the run is not trained, another program works in its folder, or the challenge
-            is not what it should be.
+        ValueError: the run is not trained, there is no such device, another program works in its
+            folder, or the challenge is not what it should be.
     """
     if folder is None:
         assert official_runs is not None
         _use_threads(threads)
         return errors(score_runs(read_runs(official_runs), hausdorff_scores))
     config = from_json(FewShotConfig, folder.read_configuration())
+    config = dataclasses.replace(config, device=device or config.device)
+    refuse_missing_device(config.device)
     _use_threads(threads or config.threads)
     images = pictures_of(config, prepare)
     with only_program_in(folder.folder), writing(folder.folder):
