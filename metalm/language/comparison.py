@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from metalm.language.articles import ArticleSet
 from metalm.language.cache import CacheConfig
 from metalm.language.copy_readings import Begin
-from metalm.language.methods import NAMES, Learning, Method, ModelName, TrainedModels
+from metalm.language.methods import (
+    FLUSHED,
+    NAMES,
+    Learning,
+    Method,
+    ModelName,
+    TrainedModels,
+    between_flushes,
+)
 from metalm.language.trials import Trial, choose_settings
 from metalm.language.tuning import tune, tune_copies
 from metalm.language.tuning_text import Mode, TuningConfig, tuning_text
@@ -22,10 +30,12 @@ TUNED: tuple[tuple[str, Learning, ModelName], ...] = (
     ("rms", "rms", "control"),
     ("rule", "rule", "control"),
     ("joint", "joint", "joint"),
+    ("rms-flush", "rms-flush", "control"),
+    ("joint-flush", "joint-flush", "joint"),
 )
 
 # What is tried with two rates: metalm, and the best rival, so that both have the same means.
-_IN_TWO: tuple[Learning, ...] = ("rms", "joint")
+_IN_TWO: tuple[Learning, ...] = ("rms", "joint", "rms-flush", "joint-flush")
 
 # Fast copies, what is said of them, and whether a network adjusts their mixture.
 _WAYS_TO_MIX: tuple[tuple[int, str, bool], ...] = (
@@ -68,9 +78,7 @@ def tune_all(
     text = tuning_text(articles, config, mode)
     trials: Trials = dict(known or {})
     for name, learning, model in TUNED:
-        if model not in models.models or (learning == "rule" and not ablations):
-            continue
-        if learning in ("rule", "joint") and learning not in models.rules:
+        if not _is_tuned(models, learning, model, mode, ablations):
             continue
 
         def tell(trial: Trial, name: str = name) -> None:
@@ -78,7 +86,8 @@ def tune_all(
                 report(name, trial)
 
         if name not in trials:
-            start = _start((other or {}).get(name, []), config, learning)
+            # A flush leaves what the other mode has: articles that begin from W_0.
+            start = _start((other or {}).get(between_flushes(learning), []), config, learning)
             trials[name] = tune(models, learning, model, text, config, tell, start, progress)
             if keep is not None:
                 keep(trials)
@@ -90,11 +99,23 @@ def tune_all(
     return trials
 
 
+def _is_tuned(
+    models: TrainedModels, learning: Learning, model: ModelName, mode: Mode, ablations: bool
+) -> bool:
+    if model not in models.models or (learning == "rule" and not ablations):
+        return False
+    if learning in FLUSHED and (mode != "carry" or models.starts is None):
+        return False  # where every article begins from W_0 there is nothing to flush
+    known = between_flushes(learning)
+    return known not in ("rule", "joint") or known in models.rules
+
+
 def _start(
     trials: Sequence[Trial], config: TuningConfig, learning: Learning
 ) -> Mapping[str, float] | None:
     """Best settings at the segment length that is searched in full, if there are trials of it."""
-    segments = config.segments if learning in ("sgd", "rms") else config.rule_segments
+    known = between_flushes(learning)
+    segments = config.segments if known in ("sgd", "rms") else config.rule_segments
     if not any(trial.segment == segments[0] for trial in trials):
         return None
     return choose_settings(trials, cached=False, segment=segments[0]).settings or None

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from metalm.language.article_starts import ArticleStarts
 from metalm.language.cache import CacheConfig
+from metalm.language.flushing import Flushing
 from metalm.language.model import LanguageModel
 from metalm.meta.parameters import Parameters
 from metalm.meta.rules.gradient_descent import GradientDescent
@@ -24,7 +26,7 @@ SURPRISE = "surprise"
 """The setting that belongs to the loss and not to the rule."""
 
 ModelName = Literal["control", "joint"]
-Learning = Literal["none", "sgd", "rms", "rule", "joint"]
+Learning = Literal["none", "sgd", "rms", "rule", "joint", "rms-flush", "joint-flush"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Method:
     """Whose weights are W_0."""
     learning: Learning
     """none; dynamic evaluation by sgd or rms; the rule trained with W_0 frozen, or jointly with
-    it.
+    it; and two of them that go back to W_0 where an article begins.
     """
     segment: int
     """Tokens between two updates."""
@@ -62,7 +64,7 @@ class Method:
 
     def copies(self) -> list[Method]:
         """The method of each fast copy by itself, without a cache."""
-        scale = RATES.get(self.learning, "")
+        scale = RATES.get(between_flushes(self.learning), "")
         return [
             replace(
                 self,
@@ -79,6 +81,15 @@ class Method:
     def with_(self, **changes: Any) -> Method:
         """The same method with other values."""
         return replace(self, **changes)
+
+
+FLUSHED: Mapping[Learning, Learning] = {"rms-flush": "rms", "joint-flush": "joint"}
+"""What learns between two flushes."""
+
+
+def between_flushes(learning: Learning) -> Learning:
+    """The way of learning, its flush left aside."""
+    return FLUSHED.get(learning, learning)
 
 
 # Where the search begins, for segments of 20. Rms: what Krause et al. publish for WikiText-2 (eta
@@ -115,6 +126,8 @@ NAMES: Mapping[Learning, str] = {
     "rms": "dynamic evaluation (RMS)",
     "rule": "metalm, W0 frozen",
     "joint": "metalm",
+    "rms-flush": "dynamic evaluation (RMS), flushing",
+    "joint-flush": "metalm, flushing",
 }
 
 
@@ -133,8 +146,12 @@ class TrainedModels:
     surprises: Mapping[str, float] = field(default_factory=dict)
     """rule and joint: the surprise that they were trained with; 0 where they are not named."""
 
+    starts: ArticleStarts | None = None
+    """Tells where articles begin; None where no method asks."""
+
     def start(self, learning: Learning) -> Mapping[str, float]:
         """Where the search begins, and what an untuned method reads with; see `STARTS`."""
+        learning = between_flushes(learning)
         surprise = self.surprises.get(learning, 0.0)
         return {**STARTS[learning], **({SURPRISE: surprise} if surprise else {})}
 
@@ -144,14 +161,20 @@ class TrainedModels:
 
     def fast_names(self, method: Method) -> tuple[str, ...]:
         """The parameters that a method adapts."""
-        if method.learning == "none":
+        learning = between_flushes(method.learning)
+        if learning == "none":
             return ()
-        if method.learning in ("sgd", "rms"):
+        if learning in ("sgd", "rms"):
             return self.rival_names
-        return self.rules[method.learning].names
+        return self.rules[learning].names
 
     def rule(self, method: Method) -> AbstractUpdateRule | None:
         """The update rule that a method learns by; None for a static one."""
+        if method.learning in FLUSHED:
+            inner = self.rule(method.with_(learning=FLUSHED[method.learning]))
+            assert inner is not None
+            assert self.starts is not None
+            return Flushing(inner, self.starts)
         settings = method.settings
         if method.learning == "none":
             return None

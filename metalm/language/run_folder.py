@@ -8,6 +8,7 @@ control.safetensors       the same, gone on ordinarily for as many tokens: the r
 rule.safetensors          the update rule, trained with the base frozen
 joint.safetensors         model and rule, trained together
 statistics-N.safetensors  RMS of the training gradients at segments of N (dynamic evaluation)
+article-starts.safetensors  what tells where articles begin, where a flush was asked for
 stages/NAME/              checkpoints and metrics of a training
 tuning-MODE.json          every trial on validation articles
 mixtures-MODE.safetensors the networks that mix fast copies

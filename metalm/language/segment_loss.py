@@ -32,6 +32,8 @@ class SegmentScore(NamedTuple):
     """[2, time, rows]: `confidence` of the logits, where it was asked for."""
     tempered: Tensor | None = None
     """[temperatures, time, rows], `nats` under other temperatures, where they were asked for."""
+    tokens: Tensor | None = None
+    """int64 [time, rows], the tokens that were scored; ends of line where the row has ended."""
 
 
 class SegmentLoss:
@@ -83,7 +85,8 @@ class SegmentLoss:
             if self.temperatures:
                 tempered = tempered_nats(output.logits, batch.targets, self.temperatures)
                 tempered = tempered * batch.mask
-        score = SegmentScore(nats.detach(), output.features.detach(), sure, tempered)
+        said = nats.detach(), output.features.detach(), sure, tempered
+        score = SegmentScore(*said, batch.targets)
         return found, score, output.state
 
 

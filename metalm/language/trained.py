@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from metalm.language.article_starts import ArticleStarts, train_article_starts
 from metalm.language.articles import ArticleSet
 from metalm.language.meta_training_config import RuleTrainingConfig, starting_rule
 from metalm.language.methods import TrainedModels
@@ -59,7 +60,11 @@ def load_trained(
         )
         for segment in wanted
     }
+    starts = None
+    if config.tuning.flush:
+        starts = article_starts(folder, config, training_articles)
     return TrainedModels(
+        starts=starts,
         models=models,
         rules=rules,
         rival_names=rival_names,
@@ -91,6 +96,22 @@ def load_rule(
     _check_shapes(folder, name, rule.state_dict(), tree["rule"])
     rule.load_state_dict(tree["rule"])
     return rule.to(config.device).requires_grad_(False)
+
+
+def article_starts(
+    folder: RunFolder, config: ExperimentConfig, training_articles: ArticleSet | None
+) -> ArticleStarts:
+    """What tells where articles begin; trained once and kept in the run's folder."""
+    size, name = config.model.vocabulary_size, "article-starts"
+    if not folder.has(name):
+        if training_articles is None:
+            folder.load(name)  # says what is missing
+            raise AssertionError("unreachable")
+        network = train_article_starts(training_articles, size, config.seed)
+        folder.save(name, network.state_dict(), {})
+    network = ArticleStarts(size)
+    network.load_state_dict(folder.load(name)[0])
+    return network.to(config.device).eval().requires_grad_(False)
 
 
 def empty_rule(

@@ -25,6 +25,7 @@ from metalm.language.methods import (
     Method,
     ModelName,
     TrainedModels,
+    between_flushes,
 )
 from metalm.language.reading import CacheGrid, Readings
 from metalm.language.settings_search import Evaluate, search
@@ -129,7 +130,8 @@ def tune(
     if learning == "none":
         return [*evaluate_at(64)([{}])]
     ahead = len(text.texts) == 1  # several settings then read it side by side
-    segments = config.segments if learning in ("sgd", "rms") else config.rule_segments
+    known = between_flushes(learning)
+    segments = config.segments if known in ("sgd", "rms") else config.rule_segments
     begin = start or models.start(learning)
     trials = search(evaluate_at(segments[0]), begin, halvings=config.halvings, ahead=ahead)
     for segment in segments[1:]:
@@ -139,7 +141,7 @@ def tune(
             name: value * (ratio if name in SHRINKING else 1.0)
             for name, value in best.settings.items()
         }
-        scale = RATES[learning]
+        scale = RATES[known]
         fixed = {name: value for name, value in shorter.items() if name != scale}
         evaluate = evaluate_at(segment)
         trials += search(

@@ -46,6 +46,9 @@ class TuningConfig:
     """Articles read at once in the reset mode."""
     surprise: float = 0.0
     """Power of a token's loss with which rivals and metalm walk once more; 0: they do not."""
+    flush: bool = False
+    """Whether, in the carry-on mode, metalm and the best rival are also tried with fast weights
+    that go back to W_0 where the text shows that an article begins (`flushing.py`)."""
     spreads: tuple[float, ...] = ()
     """Two fast copies are tried with the best rate times and over each of these numbers."""
 

@@ -98,7 +98,7 @@ def graph_steps(problem: InnerProblem) -> Unrolled:
             terms.append(attached if weight == 1 else attached * weight)
         if not learns:
             break
-        rule_state = problem.rule.observe(rule_state, taken.losses)
+        rule_state = problem.rule.observe(rule_state, taken.losses, taken.aux)
         fast, rule_state = problem.rule(
             fast, taken.gradients, problem.slow, rule_state, problem.coefficients
         )

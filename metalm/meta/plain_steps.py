@@ -29,7 +29,7 @@ def plain_steps(problem: InnerProblem) -> Unrolled:
         losses.append(taken.losses)
         aux.append(taken.aux)
         state = taken.state
-        rule_state = problem.rule.observe(rule_state, taken.losses)
+        rule_state = problem.rule.observe(rule_state, taken.losses, taken.aux)
         update = (fast, taken.gradients, problem.slow, rule_state, problem.coefficients)
         if problem.overwrite:
             rule_state = problem.rule.update_(*update)

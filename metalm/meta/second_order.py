@@ -55,7 +55,7 @@ def _graph(problem: InnerProblem) -> Unrolled:
             break
         apart = learnt is not step_losses
         gradients = inner_gradient(learnt.sum() if apart else total, fast, differentiable=True)
-        rule_state = problem.rule.observe(rule_state, step_losses)
+        rule_state = problem.rule.observe(rule_state, step_losses, aux[-1])
         fast, rule_state = problem.rule(
             fast, gradients, problem.slow, rule_state, problem.coefficients
         )

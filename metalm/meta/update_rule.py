@@ -37,7 +37,7 @@ class AbstractUpdateRule(nn.Module, ABC):
         """
         return None
 
-    def observe(self, state: RuleState, losses: Tensor) -> RuleState:
+    def observe(self, state: RuleState, losses: Tensor, aux: Any = None) -> RuleState:
         """Give the state that knows the step's losses, before the update that learns from them.
 
         The loop tells every rule; one that looks at the gradient alone leaves its state as it is.
@@ -45,8 +45,9 @@ class AbstractUpdateRule(nn.Module, ABC):
         Args:
             state: s_t.
             losses: l_t, ``[rows]`` or a scalar, taken as constants at first order.
+            aux: what the loss gave to keep of the step, taken as a constant.
         """
-        del losses
+        del losses, aux
         return state
 
     @abstractmethod

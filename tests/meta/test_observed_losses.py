@@ -19,7 +19,7 @@ class Surprised(AbstractUpdateRule):
         rows = next(iter(fast.values())).shape[0]
         return {"loss": torch.zeros(rows).double(), "moved": torch.zeros(()).double()}
 
-    def observe(self, state, losses):
+    def observe(self, state, losses, aux=None):
         return state | {"loss": losses}
 
     def forward(self, fast, gradients, slow, state, coefficients=None):

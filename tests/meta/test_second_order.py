@@ -22,7 +22,7 @@ class Surprised(AbstractUpdateRule):
         velocity = {name: torch.zeros(w.shape, dtype=w.dtype) for name, w in fast.items()}
         return {"velocity": velocity, "loss": torch.zeros(rows).double(), "steps": torch.tensor(0)}
 
-    def observe(self, state, losses):
+    def observe(self, state, losses, aux=None):
         return state | {"loss": losses}
 
     def forward(self, fast, gradients, slow, state, coefficients=None):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,8 +110,9 @@ class Gated(AbstractRatesWithNetwork):
         state = loss_memory.fresh(shape, self.mean_rms)
         return state | {"gates": self.mean_rms.new_zeros(*shape, len(self.names), 2)}
 
-    def observe(self, state: GateState, losses: Tensor) -> GateState:
+    def observe(self, state: GateState, losses: Tensor, aux: Any = None) -> GateState:
         """Remember the loss of the step at hand."""
+        del aux
         return state | {"loss": losses.to(state["loss"])}
 
     def mean_gates(self, state: GateState) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +82,9 @@ class MetaLSTM(AbstractUpdateRule):
         gates = torch.zeros_like(flat)
         return MetaLSTMState(units, units, gates, gates, flat.new_zeros(flat.shape[:-1]))
 
-    def observe(self, state: MetaLSTMState, losses: Tensor) -> MetaLSTMState:
+    def observe(self, state: MetaLSTMState, losses: Tensor, aux: Any = None) -> MetaLSTMState:
         """Keep the loss, which the LSTM sees."""
+        del aux
         return MetaLSTMState(*state)._replace(loss=losses)
 
     def forward(
