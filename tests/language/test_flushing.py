@@ -119,7 +119,7 @@ def test_a_whole_evaluation_with_a_flush(trained_run, tmp_path):
     config = dataclasses.replace(
         config, tuning=dataclasses.replace(config.tuning, flush=True, spreads=())
     )
-    assert load_trained(folder, config, None).starts is None  # nothing to train it on
+    assert load_trained(folder, config, None, segments=[]).starts is None
     trials = tune_run(config, corpus, folder)
     assert {"rms-flush", "joint-flush"} <= trials["carry"].keys()
     assert not {"rms-flush", "joint-flush"} & trials["reset"].keys()
