@@ -220,10 +220,9 @@ def test_the_model_stays_as_it_is_while_the_rule_is_trained(meta_training):
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_checkpointed_segments_change_nothing(meta_training, joint):
-    kind, base = (JointTrainingConfig, JOINT) if joint else (RuleTrainingConfig, FROZEN)
-    settings = {name: getattr(base, name) for name in base.__dataclass_fields__} | {"unroll": 5}
-    plain = meta_training(joint, config=kind(**settings))
-    kept = meta_training(joint, config=kind(**settings | {"checkpoint_every": 2}))
+    config = dataclasses.replace(JOINT if joint else FROZEN, unroll=5)
+    plain = meta_training(joint, config=config)
+    kept = meta_training(joint, config=dataclasses.replace(config, checkpoint_every=2))
     for index in range(3):
         found, expected = kept.step(index), plain.step(index)
         np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-12)
