@@ -56,9 +56,8 @@ class TuningConfig:
         """Checks the text and the grids."""
         refuse_empty(self, "tuning", "adapt", "segments", "rule_segments", "thetas", "shares")
         refuse_below(self, "tuning", "articles", "tokens", "segments", "rule_segments")
-        refuse_below(self, "tuning", "window", "rows")
+        refuse_below(self, "tuning", "window", "rows", "spreads")
         refuse_below(self, "tuning", "carry_tokens", "halvings", "thetas", least=0)
-        refuse_below(self, "tuning", "spreads", least=1)
         refuse_outside(self, "tuning", "shares")
         check_surprise(self.surprise)
 
