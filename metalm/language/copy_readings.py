@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metalm.language.flushing import Flushing
 from metalm.language.methods import Method, TrainedModels
 from metalm.language.reading import CacheGrid, Reader, Readings
 from metalm.language.reading_curves import CurveRecorder
 from metalm.language.shared_texts import deal, gathered
 from metalm.meta.rules.side_by_side import SideBySide
 from metalm.meta.step_rule import AbstractStepRule
+from metalm.meta.update_rule import AbstractUpdateRule
 from metalm.training import processes
 
 Texts = Sequence[NDArray[np.int32]]
@@ -137,9 +139,10 @@ def _together(models: TrainedModels, requests: Sequence[Request], most: int) -> 
     """Places of the requests that are read in one batch, in the order of their first."""
     groups: dict[object, list[int]] = {}
     for place, (method, grid) in enumerate(requests):
-        rule = models.rule(method)
+        flushes, rule = _between_flushes(models.rule(method))
         alone = most == 1 or not isinstance(rule, AbstractStepRule)
-        shared = (method.model, method.segment, method.surprise, models.fast_names(method), grid)
+        names = models.fast_names(method)
+        shared = (method.model, method.segment, method.surprise, names, flushes, grid)
         groups.setdefault(place if alone else shared, []).append(place)
     for group in groups.values():
         for start in range(0, len(group), most):
@@ -147,14 +150,24 @@ def _together(models: TrainedModels, requests: Sequence[Request], most: int) -> 
 
 
 @torch.no_grad()
-def _side_by_side(models: TrainedModels, methods: Sequence[Method]) -> SideBySide:
-    sizes = []
+def _side_by_side(models: TrainedModels, methods: Sequence[Method]) -> AbstractUpdateRule:
+    """One rule for methods that all flush or none of which does."""
+    sizes, flushes = [], False
     for method in methods:
-        rule = models.rule(method)
+        flushes, rule = _between_flushes(models.rule(method))
         assert isinstance(rule, AbstractStepRule)
         # New tensors: the next method may set other scales of the same rule.
         sizes.append(rule.coefficients())
-    return SideBySide(sizes)
+    together = SideBySide(sizes)
+    if not flushes:
+        return together
+    assert models.starts is not None
+    return Flushing(together, models.starts)
+
+
+def _between_flushes(rule: AbstractUpdateRule | None) -> tuple[bool, AbstractUpdateRule | None]:
+    """Whether a rule flushes, and what it does between two flushes."""
+    return (True, rule.inner) if isinstance(rule, Flushing) else (False, rule)
 
 
 def _apart(readings: Readings) -> list[Readings]:

@@ -1,7 +1,10 @@
 """Ways to learn that read one text side by side score it as each does alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from torch import nn
 
 from metalm.language.copy_readings import Request, read_copies
 from metalm.language.methods import Method
@@ -30,7 +33,16 @@ REQUESTS = [
     Request(RMS.with_(settings={"rate": 0.2, "decay": 0.01, "eps": 0.7}), GRID),
     Request(RMS.with_(settings={**RMS.settings, "surprise": 0.5}), GRID),
     Request(SGD.with_(settings={**SGD.settings, "surprise": 0.5}), GRID),
+    Request(RMS.with_(learning="rms-flush"), GRID),
+    Request(RMS.with_(learning="rms-flush", settings={**RMS.settings, "rate": 0.2}), GRID),
 ]
+
+
+class Sevens(nn.Module):
+    """Stands for the network: an article begins at every 7."""
+
+    def forward(self, windows):
+        return (windows[..., -1] == 7).float() - 0.5
 
 
 @pytest.fixture
@@ -55,13 +67,15 @@ def alone(models, request, texts):
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (1, [[0], [1], [2], [3], [4], [5], [6], [7], [8], [9]]),
-        (2, [[0, 4], [1, 2], [7], [3], [5], [6], [8, 9]]),
-        (8, [[0, 4], [1, 2, 7], [3], [5], [6], [8, 9]]),
+        (1, [[place] for place in range(12)]),
+        (2, [[0, 4], [1, 2], [7], [3], [5], [6], [8, 9], [10, 11]]),
+        (8, [[0, 4], [1, 2, 7], [3], [5], [6], [8, 9], [10, 11]]),
     ],
 )
 def test_methods_of_one_model_and_segment_read_a_text_side_by_side(models, text, rows, expected):
     models.statistics[5] = models.statistics[4]
+    models = dataclasses.replace(models, starts=Sevens())
+    assert 7 in text[:-4]
     told = []
     found = list(
         read_copies(
