@@ -20,8 +20,9 @@ from string import Template
 
 from metalm.analysis.appearance import Look, looks
 from metalm.analysis.featured import featured
+from metalm.analysis.figure_parts import DASHES, symbol
 from metalm.analysis.html_tables import cost_table, folded, tables
-from metalm.analysis.interactive_plots import DASHES, charts, symbol
+from metalm.analysis.interactive_plots import charts
 from metalm.analysis.plain_text import shown
 from metalm.analysis.results import Results, as_json
 from metalm.analysis.tables import Cost, tempered_grid

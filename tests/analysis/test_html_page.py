@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from metalm.analysis import ArticleScores, Scores, Trace
+from metalm.analysis.figure_parts import in_figure
 from metalm.analysis.html_page import build_page, in_script
-from metalm.analysis.interactive_plots import in_figure
 from metalm.analysis.results import compute
 from metalm.analysis.traces import DISTANCE
 
