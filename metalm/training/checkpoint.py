@@ -18,12 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from metalm.training.disk import writing
+from metalm.training.disk import half_written, partial_of, writing
 from metalm.training.processes import first_alone
 
 _FORMAT = "metalm-checkpoint-1"
 _ADVICE = "delete it, and the same command makes it again or continues from an older one"
-_LEFT = (".checkpoint-*.partial", ".tmp??????")
 _NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
 
 
@@ -49,7 +48,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -
     unique, aliases = _untie(tensors)
     header = {"format": _FORMAT, "meta": text, "aliases": json.dumps(aliases, sort_keys=True)}
     header["sha256"] = _digest(unique, header)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = partial_of(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -129,10 +128,8 @@ def save_step(
     path = step_path(folder, step)
     save(path, tensors, meta)
     old = [step_path(folder, saved) for saved in saved_steps(folder) if saved <= step][:-keep]
-    # What killed runs left half-written, under our names and under those of safetensors.
-    left = [found for pattern in _LEFT for found in Path(folder).glob(pattern)]
     with writing(folder):
-        for file in (*old, *left):
+        for file in (*old, *half_written(Path(folder))):
             file.unlink(missing_ok=True)
     return path
 

@@ -21,6 +21,7 @@ _PLACE = (
     "choose another place (--run, --out), or make it writable",
 )
 _SIZE = ("files of that size to be allowed", "raise the limit (ulimit -f) and repeat the command")
+_LEFT = (".?*.[0-9]*.partial", ".tmp??????")
 _DISK = ("a disk that works", "check it and repeat the command")
 
 # What was expected, and what to do, by the number of the system's error.
@@ -64,13 +65,23 @@ def writing(path: Path | str) -> Iterator[None]:
         ) from error
 
 
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it takes its place."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def half_written(folder: Path) -> list[Path]:
+    """What killed programs left in a folder, under `partial_of` and under names of safetensors."""
+    return [left for pattern in _LEFT for left in folder.glob(pattern) if left.is_file()]
+
+
 def write_at_once(path: Path, content: str) -> None:
     """Writes a text file so that the path holds the old one or the new one, never a part.
 
     Raises:
         OSError: what the system refuses; the old file is as it was.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(content)

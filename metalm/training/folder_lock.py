@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from metalm.training.disk import write_at_once, writing
+from metalm.training.disk import half_written, write_at_once, writing
 from metalm.training.processes import first_alone
 
 LOCK = ".lock"
@@ -26,7 +26,8 @@ def only_program_in(folder: Path | str) -> Iterator[None]:
     """Holds a folder, made if missing, for as long as the block runs.
 
     The system itself lets go of the lock of a process that ends in any way, so what a killed one
-    leaves behind holds nobody up. Of a program's several processes the first holds it for all.
+    leaves behind holds nobody up; files that it left half-written are removed. Of a program's
+    several processes the first holds it for all.
 
     Raises:
         ValueError: another process holds the folder, and the message says which; or the folder
@@ -52,6 +53,8 @@ def _only_process_in(folder: Path) -> Iterator[None]:
             ) from None
     try:
         with writing(folder):
+            for left in half_written(folder):
+                left.unlink(missing_ok=True)
             write_at_once(folder / HOLDER, json.dumps(_self()))
         yield
     finally:

@@ -47,6 +47,16 @@ def test_the_message_names_the_process_and_a_killed_one_holds_nothing(tmp_path):
     assert not (tmp_path / "run" / HOLDER).exists()
 
 
+def test_what_a_killed_program_left_half_written_goes(tmp_path):
+    (tmp_path / "stages").mkdir()
+    left = [".base.safetensors.77.partial", ".results.json.123456.partial", ".tmpAb3dE9"]
+    kept = ["base.safetensors", ".mine.partial", "notes.12.partial", ".tmp", "stages"]
+    for name in (*left, *kept[:-1]):
+        (tmp_path / name).touch()
+    with only_program_in(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {*kept, ".lock", HOLDER}
+
+
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])
 def test_a_holder_that_has_not_said_its_name(tmp_path, content):
     with only_program_in(tmp_path):
