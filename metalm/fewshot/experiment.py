@@ -32,7 +32,7 @@ from metalm.training.state import pack, unpack
 
 STAGE = "method"
 VALIDATION_TASKS = 100
-_LATER = ("channels", "dark_ink")
+_LATER = ("channels", "dark_ink", "distorted")
 
 
 class Result(NamedTuple):
@@ -159,6 +159,7 @@ def facts(config: FewShotConfig, method: FewShotMethod) -> dict[str, Any]:
         "rotations": task.rotations,
         "turned_tests": task.turned_tests,
         "within_groups": task.within_groups,
+        "distorted": task.distorted,
         "batch_normalisation": method.statistics,
         "updates": method.test_steps if isinstance(method, Adaptation) else None,
         "seed": config.seed,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from metalm.fewshot.distortions import DistortedEpisodes
 from metalm.fewshot.episodes import Episode, EpisodePlan, EpisodeSampler, EpisodeSource
 from metalm.fewshot.glyphs import draw_glyphs
 from metalm.fewshot.images import QUARTER_TURNS, ImageEpisodes, LabelledImages
@@ -16,6 +17,8 @@ Part = Literal["train", "validation", "test"]
 
 # A stream of random numbers for each part: test episodes do not depend on what was trained.
 _STREAMS: dict[Part, int] = {"train": 0, "validation": 1, "test": 2}
+# Distortions are drawn from other numbers than the tasks.
+_APART = 2**40
 # What a part is for, and which options say how large its tasks are.
 _PURPOSES: dict[Part, str] = {
     "train": "to learn from",
@@ -56,6 +59,8 @@ class TaskConfig:
     """The same for validation and test, as in some of the literature."""
     within_groups: bool = False
     """A task's classes come from one group (alphabet)."""
+    distorted: bool = False
+    """Pictures to learn from are a little turned, sheared, scaled and shifted."""
     size: int = 28
     """Pixels of a side (not for sine)."""
     channels: Literal[1, 3] = 3
@@ -176,7 +181,12 @@ def episode_source(
         )
     except ValueError as error:
         raise ValueError(f"{error} (classes {_PURPOSES[part]}: {_OPTIONS[part]})") from error
-    return EpisodesByClass(chosen, sampler) if by_class else ImageEpisodes(chosen, sampler)
+    source = EpisodesByClass(chosen, sampler) if by_class else ImageEpisodes(chosen, sampler)
+    return (
+        DistortedEpisodes(source, stream + _APART)
+        if config.distorted and part == "train"
+        else source
+    )
 
 
 def _check_classes(
