@@ -125,7 +125,7 @@ _STEPS_OF_25_MINUTES = {
     "maml": 4500,
     "meta-sgd": 4500,
     "anil": 4500,
-    "reptile": 8000,
+    "reptile": 5500,
     "lstm-meta-learner": 1500,
     "transfer": 9000,
 }
