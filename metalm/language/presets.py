@@ -116,7 +116,9 @@ def small() -> ExperimentConfig:
         joint=JointTrainingConfig(tokens=8_000_000, model_learning_rate=3.5e-3),
         # As long as what will be read: rates that suit the first 1,500 tokens of an article are too
         # high for the rest (EXPERIMENTS.md).
-        tuning=TuningConfig(articles=5, tokens=6000, carry_tokens=2400, spreads=(2.0, 3.0)),
+        tuning=TuningConfig(
+            articles=5, tokens=6000, carry_tokens=2400, spreads=(2.0, 3.0), flush=True
+        ),
         evaluation=EvaluationConfig(rows=12),
     )
 
