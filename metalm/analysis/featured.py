@@ -3,10 +3,13 @@
 A family is a method with and without the cache. Plots can hold a handful of them; tables hold all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 
 from metalm.analysis.scores import Scores
+
+Members = tuple[str, ...]
+"""A family's methods."""
 
 WITH_CACHE = " + cache"
 # Families that adapt: so many are drawn without a choice, and otherwise so many of each side.
@@ -18,8 +21,8 @@ def featured(scores: Sequence[Scores], of_each_side: int = OF_EACH_SIDE) -> tupl
     """The methods that plots draw and that the page shows at first, in the order of the methods.
 
     All, if at most five families adapt. Else the methods at rest, and those families of ours and of
-    the rivals in which a member has the lowest perplexity in the first reading mode; families that
-    are not there come last.
+    the rivals in which a member has the lowest perplexity: the best of each reading mode before the
+    second of any, and among equals those that are better in the first mode.
 
     Args:
         scores: the scores of each reading mode, the first mode first.
@@ -32,7 +35,10 @@ def featured(scores: Sequence[Scores], of_each_side: int = OF_EACH_SIDE) -> tupl
     left_out: set[str] = set()
     for of_ours in (True, False):
         side = [m for m in families.values() if ours.isdisjoint(m) != of_ours]
-        side.sort(key=lambda members: _best_perplexity(scores[0], members))
+        best = {
+            members: [_best_perplexity(of_mode, members) for of_mode in scores] for members in side
+        }
+        side.sort(key=lambda members: (_place(members, best), best[members]))
         left_out.update(method for members in side[of_each_side:] for method in members)
     return tuple(method for method in all_methods(scores) if method not in left_out)
 
@@ -66,6 +72,12 @@ def family(method: str, methods: Sequence[str]) -> str:
     """
     base = method.removesuffix(WITH_CACHE)
     return base if base in methods else method
+
+
+def _place(members: Members, best: Mapping[Members, Sequence[float]]) -> int:
+    """How many families are better, in the mode where these are the fewest."""
+    modes = range(len(best[members]))
+    return min(sum(other[mode] < best[members][mode] for other in best.values()) for mode in modes)
 
 
 def _best_perplexity(scores: Scores, members: Sequence[str]) -> float:
