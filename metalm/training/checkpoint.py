@@ -128,8 +128,10 @@ def save_step(
     path = step_path(folder, step)
     save(path, tensors, meta)
     old = [step_path(folder, saved) for saved in saved_steps(folder) if saved <= step][:-keep]
+    # Safetensors writes under names of its own; only checkpoints lie in this folder.
+    left = [*half_written(Path(folder)), *Path(folder).glob(".tmp??????")]
     with writing(folder):
-        for file in (*old, *half_written(Path(folder))):
+        for file in (*old, *left):
             file.unlink(missing_ok=True)
     return path
 

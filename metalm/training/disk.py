@@ -21,8 +21,9 @@ _PLACE = (
     "choose another place (--run, --out), or make it writable",
 )
 _SIZE = ("files of that size to be allowed", "raise the limit (ulimit -f) and repeat the command")
-_LEFT = (".?*.[0-9]*.partial", ".tmp??????")
 _DISK = ("a disk that works", "check it and repeat the command")
+
+_PARTIAL = re.compile(r"\..+\.\d+\.partial")
 
 # What was expected, and what to do, by the number of the system's error.
 _REFUSALS = {
@@ -71,8 +72,8 @@ def partial_of(path: Path) -> Path:
 
 
 def half_written(folder: Path) -> list[Path]:
-    """What killed programs left in a folder, under `partial_of` and under names of safetensors."""
-    return [left for pattern in _LEFT for left in folder.glob(pattern) if left.is_file()]
+    """What killed programs left in a folder under `partial_of`; other hidden files are not ours."""
+    return [left for left in folder.glob(".*.partial") if _PARTIAL.fullmatch(left.name)]
 
 
 def write_at_once(path: Path, content: str) -> None:

@@ -103,7 +103,12 @@ def test_presets_for_omniglot_are_the_published_ones():
     )  # fmt: skip
     reptile = preset("reptile", "omniglot")
     inner = reptile.adaptation
-    assert (inner.rate, inner.steps, inner.test_steps, inner.batch) == (3e-3, 5, 50, 10)
+    assert (inner.rate, inner.steps, inner.test_steps, inner.batch) == (
+        3e-3,
+        5,
+        50,
+        10,
+    )  # 1e-3 published
     assert reptile.training.shot == 10
     many = preset("reptile", "omniglot", 20).adaptation
     assert (many.rate, many.steps, many.test_steps, many.batch, many.test_batch) == (
