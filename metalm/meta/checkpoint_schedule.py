@@ -14,6 +14,8 @@ more than without checkpoints; the number of such steps to go back through n wit
     cost(n, d) = 0 where the graph of n steps fits
                = min over m of  m + cost(n - m, d + 1) + cost(m, d)
 
+Where a last loss is only scored, its graph comes first, and all steps before it are passed over.
+
 With graphs of one step each this is the schedule of Griewank and Walther (2000), "Algorithm 799:
 revolve".
 """
@@ -29,9 +31,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-# How often a step may be passed over, on average, for the least memory: a judgement of what memory
-# is worth in time. A second-order step costs about three times what it costs to pass over it.
-_PASSES = 4 / 3
+# How often a step may be passed over, on average, instead of once, and the share of the memory that
+# this must save. A judgement of what memory is worth in time; a second-order step costs about three
+# times what it costs to pass over it.
+MOST_PASSES, _SAVING = 4 / 3, 1 / 5
 
 # A longer unroll is planned in so many units of steps, since planning takes the cube of them.
 _UNITS = 128
@@ -79,35 +82,53 @@ class Fitting:
         held: bytes for checkpoints and graph together.
         spare: steps that the first graph may have more, since no gradient of later weights is in
             memory beside it.
+        scored: whether a loss comes after them that is not learnt from.
     """
 
-    def __init__(self, steps: int, each: StepBytes, held: int, spare: int = 0) -> None:
+    def __init__(
+        self, steps: int, each: StepBytes, held: int, spare: int = 0, scored: bool = False
+    ) -> None:
         self.unit = math.ceil(steps / _UNITS)
         units = math.ceil(steps / self.unit)
         graphs = _graphs(units, each._replace(graph=each.graph * self.unit), held)
         self._cuts, cost = _cheapest(units, graphs, spare // self.unit)
         self.cost = cost * self.unit
         """Steps that are passed over; infinite where nothing fits."""
+        if scored and 0 < self.cost < math.inf:
+            self.cost += self._last(steps)
 
     def passed(self, steps: int, waiting: int, first: bool) -> int:
         """See `Schedule.passed`."""
         return int(self._cuts[int(first), waiting, math.ceil(steps / self.unit)]) * self.unit
 
+    def _last(self, steps: int) -> int:
+        """Steps of the part whose graph comes first."""
+        waiting = 0
+        while length := self.passed(steps, waiting, first=False):
+            steps, waiting = steps - length, waiting + 1
+        return steps
+
 
 @cache
-def fitting(steps: int, each: StepBytes, held: int, spare: int = 0) -> Fitting:
+def fitting(
+    steps: int, each: StepBytes, held: int, spare: int = 0, scored: bool = False
+) -> Fitting:
     """The same schedule for the same unroll, planned once; see `Fitting`."""
-    return Fitting(steps, each, held, spare)
+    return Fitting(steps, each, held, spare, scored)
 
 
 @cache
-def least_held(steps: int, each: StepBytes, spare: int = 0) -> int:
-    """The fewest bytes with which steps are passed over 4/3 times at most, on average.
+def least_held(
+    steps: int, each: StepBytes, spare: int = 0, scored: bool = False, passes: float = MOST_PASSES
+) -> int:
+    """The fewest bytes with which steps are passed over so often at most, on average.
 
     Args:
         steps: of the unroll.
         each: what a step keeps.
         spare: see `Fitting`.
+        scored: see `Fitting`.
+        passes: how often.
     """
     unit = math.ceil(steps / _UNITS)
     units = math.ceil(steps / unit)
@@ -120,10 +141,27 @@ def least_held(steps: int, each: StepBytes, spare: int = 0) -> int:
     }
     # With less memory the cost never falls; with the most it is 0.
     ordered = sorted(sizes)
-    place = bisect_left(
-        ordered, True, key=lambda held: Fitting(steps, each, held, spare).cost <= _PASSES * steps
-    )
-    return ordered[place]
+
+    def fits(held: int) -> bool:
+        return Fitting(steps, each, held, spare, scored).cost <= passes * steps
+
+    return ordered[bisect_left(ordered, True, key=fits)]
+
+
+def worth_holding(steps: int, each: StepBytes, spare: int = 0, scored: bool = False) -> int:
+    """The fewest bytes with which steps are passed over once at most, on average.
+
+    Or 4/3 times, where that saves a fifth of the bytes.
+
+    Args:
+        steps: of the unroll.
+        each: what a step keeps.
+        spare: see `Fitting`.
+        scored: see `Fitting`.
+    """
+    usual = least_held(steps, each, spare, scored, passes=1.0)
+    less = least_held(steps, each, spare, scored)
+    return less if less <= (1 - _SAVING) * usual else usual
 
 
 def _graphs(units: int, each: StepBytes, held: int) -> list[int]:

@@ -141,7 +141,7 @@ class _Run:
         elif problem.update_last:
             self.graph = self._descend(part, first=True)
         else:
-            self.graph = self._take(self._pass_over(part, problem.updates))
+            self.graph = self._take(self._pass_over_all(part))
         meta_loss = torch.stack([note.meta_loss for note in self.notes]).sum()
         return [meta_loss, *_moving(self.notes[-1])]
 
@@ -175,6 +175,13 @@ class _Run:
         while length := self.schedule.passed(len(part.problem.batches), len(self.waiting), first):
             part = self._pass_over(part, length)
         return self._take(part)
+
+    def _pass_over_all(self, part: _Part) -> _Part:
+        """Leave every update waiting, cut as in `_descend`; the batch that is only scored."""
+        left = part.problem.updates
+        while length := self.schedule.passed(left, len(self.waiting), False):
+            part, left = self._pass_over(part, length), left - length
+        return self._pass_over(part, left)
 
     def _pass_over(self, part: _Part, length: int) -> _Part:
         """Leave so many steps waiting; what comes after them."""

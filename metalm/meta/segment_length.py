@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from metalm.meta import tree
-from metalm.meta.checkpoint_schedule import Every, Schedule, StepBytes, fitting, least_held
+from metalm.meta.checkpoint_schedule import (
+    Every,
+    Schedule,
+    StepBytes,
+    fitting,
+    least_held,
+    worth_holding,
+)
 from metalm.meta.inner_problem import InnerProblem, Unrolled
 
 
@@ -26,8 +33,9 @@ class Budget(NamedTuple):
 
 
 Segment = int | Literal["auto"] | Budget
-"""Steps of a segment; "auto" for the least memory with which steps are taken again 4/3 times at
-most, on average; or the memory that there is, for the fewest steps that are taken again."""
+"""Steps of a segment; "auto" for the least memory with which steps are taken again once at most, on
+average, or 4/3 times where that saves a fifth; or the memory that there is, for the fewest steps
+that are taken again."""
 
 
 # While the gradient goes through a step there are, beside the graph, that of the next W, that of
@@ -81,7 +89,9 @@ def schedule_of(
     each = _weigh(problem.part(0, 1), method)
     if segment == "auto":
         spare = int(problem.update_last and each.graph <= _COMING * each.checkpoint)
-        return fitting(updates, each, least_held(updates, each, spare), spare)
+        scored = not problem.update_last
+        held = worth_holding(updates, each, spare, scored)
+        return fitting(updates, each, held, spare, scored)
     least = least_held(updates, each)
     if segment.bytes < least:
         raise ValueError(

@@ -5,18 +5,31 @@ from functools import cache
 
 import pytest
 
-from metalm.meta.checkpoint_schedule import Every, Fitting, StepBytes, fitting, least_held
+from metalm.meta.checkpoint_schedule import (
+    Every,
+    Fitting,
+    StepBytes,
+    fitting,
+    least_held,
+    worth_holding,
+)
 
 SIZES = [(481, 218), (643, 43), (43, 643), (100, 100)]
 
 
-def walk(schedule, steps, each):
+def walk(schedule, steps, each, scored=False):
     """Goes back through an unroll; returns the order of the steps, those passed over, and peaks.
 
-    The peaks are of the bytes held, with the first graph and with later ones.
+    The peaks are of the bytes held, with the first graph and with later ones. With a scored loss at
+    the end every step is passed over before its graph comes, which weighs nothing here.
     """
     order, passed, peaks = [], 0, [0, 0]
-    waiting, (start, stop), first = [], (0, steps), True
+    waiting, (start, stop), first = [], (0, steps), not scored
+    if scored and schedule.passed(steps, 0, False):
+        while length := schedule.passed(stop - start, len(waiting), False):
+            waiting.append((start, start + length))
+            start += length
+        passed = steps
     while True:
         while length := schedule.passed(stop - start, len(waiting), first):
             assert 0 < length < stop - start
@@ -60,6 +73,12 @@ def test_the_fewest_steps_that_fit(graph, checkpoint, steps, spare):
         assert passed == schedule.cost == brute(steps, each, held, spare)
         assert later <= held
         assert first <= held + spare * graph
+        if not spare:
+            scored = Fitting(steps, each, held, scored=True)
+            order, passed, peaks = walk(scored, steps, each, scored=True)
+            assert order == list(reversed(range(steps)))
+            assert passed == scored.cost
+            assert max(peaks) <= held
     assert Fitting(steps, each, graph - 1).cost == math.inf
 
 
@@ -85,6 +104,21 @@ def test_the_least_memory_at_a_third_more_passes(graph, checkpoint, steps):
     )
     assert held <= one_level
     assert fitting(steps, each, held) is fitting(steps, each, held)
+
+
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize("steps", [2, 5, 13])
+@pytest.mark.parametrize(("graph", "checkpoint"), [(9, 4), (15, 1), (1, 15), (3, 3)])
+def test_a_third_more_passes_only_for_a_fifth_of_the_memory(graph, checkpoint, steps, scored):
+    each = StepBytes(graph, checkpoint)
+    sizes = range(graph, steps * graph + 1)
+    costs = [Fitting(steps, each, held, scored=scored).cost for held in sizes]
+    once, more = (
+        next(held for held, cost in zip(sizes, costs, strict=True) if cost <= passes * steps)
+        for passes in (1, 4 / 3)
+    )
+    wanted = more if more <= 0.8 * once else once
+    assert worth_holding(steps, each, scored=scored) == wanted
 
 
 def test_a_long_unroll_is_planned_in_units():
