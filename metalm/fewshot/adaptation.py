@@ -27,10 +27,12 @@ def task_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Mean loss of a task's items, and their score.
 
     Cross-entropy in nats and the share of right answers where targets are classes; the mean squared
-    error twice where they are numbers.
+    error twice where they are numbers. Losses are taken in float32 at least.
     """
     inputs, targets = batch
     outputs = model(inputs)
+    if outputs.dtype == torch.bfloat16:
+        outputs = outputs.float()
     if targets.is_floating_point():
         loss = functional.mse_loss(outputs, targets)
         return loss, loss.detach().clone()

@@ -22,7 +22,7 @@ from metalm.fewshot.method import FewShotMethod
 from metalm.fewshot.methods import BY_CLASS, made
 from metalm.fewshot.presets import FewShotConfig
 from metalm.fewshot.scoring import Estimate, estimate, scores_after, task_scores
-from metalm.fewshot.sources import Part, TaskConfig, episode_source
+from metalm.fewshot.sources import Part, episode_source
 from metalm.fewshot.training import FewShotTraining
 from metalm.training.disk import write_at_once
 from metalm.training.loop import run
@@ -32,7 +32,7 @@ from metalm.training.state import pack, unpack
 
 STAGE = "method"
 VALIDATION_TASKS = 100
-_LATER = ("channels", "dark_ink", "distorted")
+_LATER = {"task": ("channels", "dark_ink", "distorted"), "adaptation": ("bfloat16",)}
 
 
 class Result(NamedTuple):
@@ -196,14 +196,15 @@ def _validation(
 def _relevant(config: FewShotConfig) -> dict[str, Any]:
     """What the numbers of the training depend on.
 
-    Settings of tasks that came later are named where they differ from what was there before them:
-    a checkpoint from then is continued.
+    Settings that came later are named where they differ from what was there before them: a
+    checkpoint from then is continued.
     """
     settings = dataclasses.asdict(config)
-    before = TaskConfig()
-    for name in _LATER:
-        if settings["task"][name] == getattr(before, name):
-            del settings["task"][name]
+    before = dataclasses.asdict(FewShotConfig())
+    for part, names in _LATER.items():
+        for name in names:
+            if settings[part][name] == before[part][name]:
+                del settings[part][name]
     return {
         name: settings[name]
         for name in ("method", "seed", "task", "network", "adaptation", "training")

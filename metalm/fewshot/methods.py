@@ -136,6 +136,7 @@ def _reptile(config: FewShotConfig, images: LabelledImages | None) -> FewShotMet
         batch=adaptation.batch or None,
         test_batch=adaptation.test_batch or None,
         adam=adaptation.adam,
+        bfloat16=adaptation.bfloat16,
         **_options(config),
     )
 

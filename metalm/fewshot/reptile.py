@@ -14,6 +14,7 @@ from metalm.meta.module_fork import fork
 from metalm.meta.rules import Adam, GradientDescent
 from metalm.meta.rules.adam import AdamState
 from metalm.meta.tree import detach
+from metalm.training.precision import reduced_products
 
 # Minibatches in use are the same for every task, whatever was drawn before.
 _SEED = 0
@@ -48,9 +49,13 @@ class Reptile(Adaptation):
         batch: int | None = None,
         test_batch: int | None = None,
         adam: bool = False,
+        bfloat16: bool = False,
         **options: Any,
     ) -> None:
+        if bfloat16:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().__init__(network, order=0, **options)
+        self.reduced = bfloat16
         for size in (batch, test_batch):
             if size is not None and size < 1:
                 raise ValueError(
@@ -71,7 +76,7 @@ class Reptile(Adaptation):
             model = fork(self.network)
             batches = _minibatches((x, y), self.batch, self.steps, None)
             state = self.first_state(None)
-            done = model.unroll(self.rule, batches, task_loss, order=0, rule_state=state)
+            done = model.unroll(self.rule, batches, self._training_loss, order=0, rule_state=state)
             self._remember(done.rule_state)
             with torch.no_grad():
                 for name, slow in model.slow.items():
@@ -104,6 +109,13 @@ class Reptile(Adaptation):
             own = {name: tensor.expand(tasks, *tensor.shape) for name, tensor in own.items()}
         return AdamState({n: torch.zeros_like(t) for n, t in own.items()}, own, int(self.seen))
 
+    def _training_loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        inputs, targets = batch
+        if not self.reduced or inputs.dim() != 4:
+            return task_loss(model, batch)
+        with reduced_products(inputs.device, self.reduced):
+            return task_loss(model, (_channels_last(inputs), targets))
+
     def _remember(self, state: AdamState | None) -> None:
         if state is not None:
             self.seen.fill_(state.steps)
@@ -112,6 +124,14 @@ class Reptile(Adaptation):
 
     def _learning(self) -> list[tuple[str, Tensor]]:
         return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+
+
+def _channels_last(pictures: Tensor) -> Tensor:
+    """The same, with channels last in memory; torch leaves a single channel where it is."""
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = pictures.shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    return pictures.as_strided(pictures.shape, strides)
 
 
 def _minibatches(

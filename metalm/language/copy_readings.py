@@ -139,7 +139,7 @@ def _together(models: TrainedModels, requests: Sequence[Request], most: int) -> 
     """Places of the requests that are read in one batch, in the order of their first."""
     groups: dict[object, list[int]] = {}
     for place, (method, grid) in enumerate(requests):
-        flushes, rule = _between_flushes(models.rule(method))
+        flushes, rule = _flushes_and_rule(models.rule(method))
         alone = most == 1 or not isinstance(rule, AbstractStepRule)
         names = models.fast_names(method)
         shared = (method.model, method.segment, method.surprise, names, flushes, grid)
@@ -154,7 +154,7 @@ def _side_by_side(models: TrainedModels, methods: Sequence[Method]) -> AbstractU
     """One rule for methods that all flush or none of which does."""
     sizes, flushes = [], False
     for method in methods:
-        flushes, rule = _between_flushes(models.rule(method))
+        flushes, rule = _flushes_and_rule(models.rule(method))
         assert isinstance(rule, AbstractStepRule)
         # New tensors: the next method may set other scales of the same rule.
         sizes.append(rule.coefficients())
@@ -165,7 +165,7 @@ def _side_by_side(models: TrainedModels, methods: Sequence[Method]) -> AbstractU
     return Flushing(together, models.starts)
 
 
-def _between_flushes(rule: AbstractUpdateRule | None) -> tuple[bool, AbstractUpdateRule | None]:
+def _flushes_and_rule(rule: AbstractUpdateRule | None) -> tuple[bool, AbstractUpdateRule | None]:
     """Whether a rule flushes, and what it does between two flushes."""
     return (True, rule.inner) if isinstance(rule, Flushing) else (False, rule)
 

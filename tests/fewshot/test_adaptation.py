@@ -1,6 +1,7 @@
 """Optimization methods: closed forms on linear regression, plain autograd, torch's optimisers."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from metalm.fewshot.multi_task import MultiTask
 from metalm.fewshot.networks import Classifier, Conv4, FullyConnected, SineNetwork
 from metalm.fewshot.reptile import Reptile
 from metalm.fewshot.transfer import Transfer
+from metalm.training.precision import has_bfloat16
 
 TASKS, RATE = 3, 0.11
 
@@ -212,6 +214,38 @@ def classifier(statistics="transductive", way=3):
     torch.manual_seed(5)
     body = FullyConnected(inputs=16, widths=(6, 5), statistics=statistics)
     return Classifier(body, way).double()
+
+
+def test_reptile_in_bfloat16_goes_nearly_the_same_way():
+    """Only the training's convolutions are rounded: the way to 3 significant digits or so."""
+    generator = torch.Generator().manual_seed(4)
+    episode = Episode(
+        torch.randn(2, 6, 1, 32, 32, generator=generator),
+        torch.arange(3).repeat(2, 2),
+        torch.randn(2, 3, 1, 32, 32, generator=generator),
+        torch.arange(3).repeat(2, 1),
+    )
+    torch.manual_seed(5)
+    first = Classifier(Conv4(size=32, width=8, statistics="transductive"), 3)
+    ways, kinds, answers = [], [], []
+    for bfloat16 in (False, True):
+        network = copy.deepcopy(first)
+        network.body.layers[4].register_forward_hook(lambda m, i, out: kinds.append(out.dtype))
+        method = Reptile(network, rate=0.05, steps=3, bfloat16=bfloat16)
+        measured = method.meta_gradient(episode)
+        ways.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+        reduced = bfloat16 and has_bfloat16("cpu")
+        step = torch.bfloat16 if reduced else torch.float32
+        assert kinds == [step, step, step, torch.float32] * 2  # the last is the query loss shown
+        assert math.isfinite(measured.loss)
+        kinds.clear()
+        answers.append(method.predict(*episode[:3]))
+        assert set(kinds) == {torch.float32}  # never in use
+        kinds.clear()
+    cosine = functional.cosine_similarity(*ways, dim=0)
+    assert cosine > 0.98
+    assert (cosine < 1 - 1e-6) == has_bfloat16("cpu")
+    torch.testing.assert_close(answers[1], answers[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("together", [1, None])

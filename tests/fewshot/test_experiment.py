@@ -102,6 +102,7 @@ def test_presets_for_omniglot_are_the_published_ones():
         "stride", 1, 3,
     )  # fmt: skip
     reptile = preset("reptile", "omniglot")
+    assert reptile.network.pooling == "max"  # published: stride
     inner = reptile.adaptation
     assert (inner.rate, inner.steps, inner.test_steps, inner.batch) == (
         3e-3,
