@@ -15,7 +15,7 @@ from metalm.analysis.appearance import COLOURS, INK, SETTINGS, new_figure, save_
 from metalm.analysis.plain_text import in_plot
 from metalm.analysis.scores import FloatArray
 
-TILE, GAP, MARGIN, TITLE_LETTERS = 0.52, 0.14, 0.75, 76
+TILE, GAP, MARGIN, TITLE_LETTERS = 0.52, 0.14, 0.75, 58
 """In inches, but for the letters."""
 RIGHT, WRONG = COLOURS[0], COLOURS[1]
 

@@ -53,6 +53,16 @@ def test_wrong_answers_are_marked_and_named(episode):
     assert [note.get_text() for note in axis.texts] == ["B", "C"]
 
 
+def test_the_longest_title_stays_in_the_picture(episode):
+    title = (
+        "lstm-meta-learner: a 20-way 10-shot test task; dashed with a letter: wrong, and what it is"
+    )
+    figure = episode_plot(episode, title=title)
+    figure.draw_without_rendering()
+    extent = figure.axes[0]._left_title.get_window_extent()
+    assert 0 <= extent.x0 <= extent.x1 <= figure.bbox.width
+
+
 def test_colour_pictures_and_bytes(episode, tmp_path):
     coloured = episode._replace(
         support=episode.support.repeat(3, 1), query=episode.query.repeat(3, 1)
