@@ -32,7 +32,11 @@ from metalm.training.state import pack, unpack
 
 STAGE = "method"
 VALIDATION_TASKS = 100
-_LATER = {"task": ("channels", "dark_ink", "distorted"), "adaptation": ("bfloat16",)}
+_LATER = {
+    "task": ("channels", "dark_ink", "distorted"),
+    "network": ("late_width", "halvings"),
+    "adaptation": ("bfloat16",),
+}
 
 
 class Result(NamedTuple):

@@ -39,7 +39,9 @@ def encoder(config: FewShotConfig, images: LabelledImages) -> Conv4:
         channels=channels,
         size=side,
         width=network.width,
+        late_width=network.late_width or None,
         pooling=network.pooling,
+        halvings=network.halvings,
         statistics=network.statistics,
     )
 

@@ -47,20 +47,22 @@ class Conv4(nn.Module):
     With pooling "max", each is followed by a maximum over 2 x 2, and the last maps are the
     features: 64 for 28 x 28 pixels (Vinyals et al. 2016; Snell et al. 2017). With "stride", each
     convolution has stride 2 and the features are the means of the last maps (Finn et al. 2017,
-    Omniglot).
+    Omniglot). With fewer halvings than four, the last layers have neither.
 
     Args:
         channels: of the pictures.
         size: pixels of their sides.
         width: maps of each layer.
+        late_width: maps of the third and the fourth layer, if they are others.
         pooling: see above.
+        halvings: layers that halve the sides, the first ones.
         statistics: of batch normalisation.
 
     Attributes:
         num_features: numbers that a picture becomes.
 
     Raises:
-        ValueError: the pictures are too small.
+        ValueError: the pictures are too small, or there are fewer layers than halvings.
     """
 
     def __init__(
@@ -69,29 +71,38 @@ class Conv4(nn.Module):
         channels: int = 1,
         size: int = 28,
         width: int = 64,
+        late_width: int | None = None,
         pooling: Pooling = "max",
+        halvings: int = 4,
         statistics: Statistics,
     ) -> None:
         super().__init__()
-        if pooling == "max" and size < 16:
+        late_width = late_width or width
+        widths = [channels, width, width, late_width, late_width]
+        if not 0 <= halvings < len(widths):
             raise ValueError(
-                "the pictures are too small to be halved four times; expected at least 16 pixels, "
-                f"found {size}; prepare larger ones, or use pooling by stride"
+                f"impossible number of halvings; expected 0 to {len(widths) - 1}, one a layer at "
+                f"most, found {halvings}; do change it"
             )
-        stride = 2 if pooling == "stride" else 1
-        widths = [channels, width, width, width, width]
+        if pooling == "max" and size < 2**halvings:
+            raise ValueError(
+                f"the pictures are too small to be halved {halvings} times; expected at least "
+                f"{2**halvings} pixels, found {size}; prepare larger ones, or use pooling by stride"
+            )
         layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
+        for number, (before, after) in enumerate(pairwise(widths)):
+            halves = number < halvings
+            stride = 2 if halves and pooling == "stride" else 1
             layers.append(nn.Conv2d(before, after, 3, stride=stride, padding=1))
             layers.append(normalisation(after, statistics))
             layers.append(nn.ReLU())
-            if pooling == "max":
+            if halves and pooling == "max":
                 layers.append(nn.MaxPool2d(2))
         self.layers = fused(nn.Sequential(*layers))
         self.pooling = pooling
         self.statistics = statistics
-        side = size // 16 if pooling == "max" else 1
-        self.num_features = width * side * side
+        side = size // 2**halvings if pooling == "max" else 1
+        self.num_features = late_width * side * side
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Features [pictures, num_features] of pictures [pictures, channels, size, size]."""

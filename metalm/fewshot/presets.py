@@ -19,8 +19,12 @@ class NetworkConfig:
 
     width: int = 64
     """Maps of each layer."""
+    late_width: int = 0
+    """Maps of the third and the fourth layer; 0: as many as of the others."""
     pooling: Pooling = "max"
     """Maxima of 2 x 2, or strides of 2."""
+    halvings: int = 4
+    """Layers that halve the pictures' sides so, the first ones."""
     statistics: Statistics = "running"
     """Whose statistics batch normalisation uses when queries are answered."""
 

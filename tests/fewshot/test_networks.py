@@ -13,17 +13,35 @@ def normalised(maps):
     return (maps - mean) / (maps.var(dims, correction=0, keepdim=True) + 1e-5).sqrt()
 
 
-@pytest.mark.parametrize(("pooling", "num_features"), [("max", 3 * 2 * 2), ("stride", 3)])
-def test_conv4_step_by_step(pooling, num_features):
-    network = Conv4(channels=2, size=32, width=3, pooling=pooling, statistics="transductive")
+@pytest.mark.parametrize(
+    ("pooling", "halvings", "late_width", "num_features"),
+    [
+        ("max", 4, None, 3 * 2 * 2),
+        ("stride", 4, None, 3),
+        ("max", 3, 5, 5 * 4 * 4),
+        ("stride", 2, 5, 5),
+    ],
+)
+def test_conv4_step_by_step(pooling, halvings, late_width, num_features):
+    network = Conv4(
+        channels=2,
+        size=32,
+        width=3,
+        late_width=late_width,
+        pooling=pooling,
+        halvings=halvings,
+        statistics="transductive",
+    )
     maps = PICTURES
-    for layer in network.layers:
-        if isinstance(layer, torch.nn.Conv2d):
-            stride = 2 if pooling == "stride" else 1
-            maps = functional.conv2d(maps, layer.weight, layer.bias, stride=stride, padding=1)
-            maps = normalised(maps).clamp_min(0)
-            if pooling == "max":
-                maps = maps.unfold(2, 2, 2).unfold(3, 2, 2).amax((-2, -1))
+    convolutions = [layer for layer in network.layers if isinstance(layer, torch.nn.Conv2d)]
+    late = late_width or 3
+    assert [layer.out_channels for layer in convolutions] == [3, 3, late, late]
+    for number, layer in enumerate(convolutions):
+        stride = 2 if pooling == "stride" and number < halvings else 1
+        maps = functional.conv2d(maps, layer.weight, layer.bias, stride=stride, padding=1)
+        maps = normalised(maps).clamp_min(0)
+        if pooling == "max" and number < halvings:
+            maps = maps.unfold(2, 2, 2).unfold(3, 2, 2).amax((-2, -1))
     expected = maps.flatten(1) if pooling == "max" else maps.flatten(2).mean(2)
     assert network.num_features == num_features == expected.shape[1]
     torch.testing.assert_close(network(PICTURES), expected, rtol=1e-4, atol=1e-5)
@@ -104,3 +122,7 @@ def test_what_cannot_be_built_is_refused():
         Conv4(statistics="batch")
     with pytest.raises(ValueError, match="expected at least 16 pixels, found 15"):
         Conv4(size=15, statistics="running")
+    with pytest.raises(ValueError, match="expected at least 8 pixels, found 7"):
+        Conv4(size=7, halvings=3, statistics="running")
+    with pytest.raises(ValueError, match="expected 0 to 4, one a layer at most, found 5"):
+        Conv4(halvings=5, statistics="running")
