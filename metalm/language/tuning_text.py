@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metalm.adapt.token_losses import check_surprise
+from metalm.language.article_starts import WINDOW
 from metalm.language.articles import ArticleSet
 from metalm.language.methods import ALL_BUT_RECURRENT
 from metalm.training.checked_settings import refuse_below, refuse_empty, refuse_outside
@@ -80,13 +81,24 @@ def tuning_articles(articles: ArticleSet, config: TuningConfig) -> list[int]:
 
 
 def tuning_text(articles: ArticleSet, config: TuningConfig, mode: Mode) -> TuningText:
-    """The first tokens of some validation articles; laid end to end when the mode is `carry`."""
-    tokens = (config.carry_tokens or config.tokens) if mode == "carry" else config.tokens
+    """The first tokens of some validation articles; laid end to end when the mode is `carry`.
+
+    There an article that is cut keeps its last tokens, so that what stands before a title is what
+    stands there in the whole text: that shows where an article begins (`article_starts.py`).
+    """
+    carries = mode == "carry"
+    tokens = (config.carry_tokens or config.tokens) if carries else config.tokens
     texts, words = [], 0
     for index in tuning_articles(articles, config):
         article = articles[index]
-        texts.append(article.tokens[:tokens])
-        words += int(article.words[len(texts[-1]) - 1]) + 1
-    if mode == "carry":
-        texts = [np.concatenate(texts)]
-    return TuningText(texts=texts, num_words=words)
+        kept = _kept(len(article.tokens), tokens, WINDOW if carries else 0)
+        texts.append(article.tokens[kept])
+        words += len(np.unique(article.words[kept]))
+    return TuningText(texts=[np.concatenate(texts)] if carries else texts, num_words=words)
+
+
+def _kept(length: int, tokens: int, last: int) -> NDArray[np.int64]:
+    """Places of so many tokens: the first ones, and as many of the last, if there is room."""
+    last = last if 2 * last <= tokens < length else 0
+    first = min(tokens, length) - last
+    return np.concatenate((np.arange(first), np.arange(length - last, length)))

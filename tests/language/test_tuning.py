@@ -208,6 +208,18 @@ def test_tuning_text_is_spread_over_the_articles(articles):
     assert [len(t) for t in tuning_text(articles, many, "reset").texts] == [3] * 5
 
 
+def test_what_stands_before_a_title_is_what_stands_there_in_the_whole_text(article_set):
+    """Rows that are cut end as their articles do; reset, where nothing follows, they are cut."""
+    long, short, other = (np.arange(n, dtype=np.int32) % 11 for n in (40, 12, 33))
+    articles = article_set([long, short, other])
+    config = TuningConfig(articles=3, tokens=16)
+    (carried,) = tuning_text(articles, config, "carry").texts
+    expected = [*long[:8], *long[-8:], *short, *other[:8], *other[-8:]]
+    assert carried.tolist() == expected
+    assert [len(t) for t in tuning_text(articles, config, "reset").texts] == [16, 12, 16]
+    assert tuning_text(articles, config, "carry").num_words == len(expected)  # a word a token here
+
+
 @pytest.fixture
 def models(tiny_model, statistics):
     model = tiny_model()
