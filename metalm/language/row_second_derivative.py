@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metalm.language import compiled_walks
 from metalm.language.products import product
 from metalm.language.row_walks import (
     Further,
@@ -117,6 +118,11 @@ def _tangent(reading: Reading, slopes: Slopes, along: Direction, dtype: torch.dt
         hiddens[0] = along.hidden
     if along.cell is not None:
         cells[0] = along.cell
+    if compiled_walks.wanted(gates.device):
+        gates, hiddens[1:], cells[1:] = compiled_walks.changes(
+            gates, hiddens[0], cells[0], slopes, reading.hidden_weight
+        )
+        return _Tangent(gates.unflatten(2, (4, -1)), hiddens, cells)
     for group, weight in row_groups(reading.hidden_weight, rows):
         for step in range(time):
             now = gates[step, group]

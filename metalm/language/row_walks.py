@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metalm.language import compiled_walks
 from metalm.language.products import product
 
 
@@ -62,6 +63,13 @@ def read(
     # [4 hidden] -> [1, 4 hidden]; [rows, 4 hidden] -> [rows, 1, 4 hidden]
     gates += bias.unsqueeze(-2)
     gates = gates.transpose(0, 1).contiguous()  # [time, rows, 4 hidden]
+    if compiled_walks.wanted(gates.device):
+        gates, *after = compiled_walks.read(gates, hidden, cell, hidden_weight)
+        hiddens, cells = (
+            torch.cat((first.unsqueeze(0), rest))
+            for first, rest in zip((hidden, cell), after, strict=True)
+        )
+        return Reading(inputs, input_weight, hidden_weight, gates, hiddens, cells)
     hiddens = gates.new_empty(time + 1, rows, hidden.shape[-1])
     cells = torch.empty_like(hiddens)
     hiddens[0], cells[0] = hidden, cell
@@ -152,6 +160,16 @@ class Walk(NamedTuple):
 
     def back(self, reading: Reading, slopes: Slopes, record: bool) -> Walked:
         """From the last step to the first."""
+        if compiled_walks.wanted(slopes.cell.device):
+            (gates, *each), *before = compiled_walks.walk_back(
+                self.to_hiddens,
+                self.hidden,
+                self.cell,
+                slopes,
+                reading.hidden_weight,
+                self.further,
+            )
+            return Walked(gates.flatten(2), *each, *before)
         time, rows, _, _ = slopes.gates.shape
         gates = torch.empty_like(slopes.gates)
         grad_h, grad_c = self.hidden.clone(), self.cell.clone()
@@ -194,7 +212,7 @@ def row_groups(hidden_weight: Tensor, rows: int) -> Iterator[tuple[slice, Tensor
     """How rows share the loop over time, and the recurrent weight of each group.
 
     A shared recurrent weight is one product for all rows. Recurrent weights of their own are read
-    again at every step: on a CPU one row after the other keeps its weight in cache, on a GPU all
+    again at every step: on a CPU one row after the other keeps its weight in cache, elsewhere all
     rows go in one batched product.
     """
     if hidden_weight.dim() == 2 or hidden_weight.device.type != "cpu":

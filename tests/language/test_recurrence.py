@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 
+from metalm.language import compiled_walks
 from metalm.language.recurrence import (
     LayerState,
     LayerWeights,
@@ -15,6 +16,11 @@ TIME, ROWS, INPUTS, HIDDEN = 4, 3, 2, 5
 SHAPES = ((4 * HIDDEN, INPUTS), (4 * HIDDEN, HIDDEN), (4 * HIDDEN,), (4 * HIDDEN,))
 TORCH_NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 COMBINATIONS = list(itertools.product((False, True), repeat=4))
+
+
+@pytest.fixture(params=["loops", "compiled walks"], autouse=True)
+def walks(request, monkeypatch):
+    monkeypatch.setattr(compiled_walks, "wanted", lambda device: request.param != "loops")
 
 
 def random_problem(per_row, time=TIME, seed=1):

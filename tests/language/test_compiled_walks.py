@@ -1,0 +1,79 @@
+"""The compiled walks against the loops, over several pieces; see `test_recurrence.py`, too."""
+
+import itertools
+
+import pytest
+import torch
+
+from metalm.language import compiled_walks
+from metalm.language.row_recurrence import RowLSTM
+from metalm.training.compiling import OftenCalled
+
+TIME, INPUTS, HIDDEN = 12, 3, 4  # pieces of 5, 5, 1 and 1
+CASES = [(3, True), (1, True), (5, True), (3, False)]  # rows, weights of their own
+
+
+@pytest.mark.parametrize("time", [1, 2, 3, 4, 5, 15, 16, 17, 20, 70, 128])
+def test_pieces_are_the_whole_segment_in_few_lengths(time):
+    found = list(compiled_walks.pieces(time))
+    places = list(itertools.chain.from_iterable(range(time)[piece] for piece in found))
+    assert places == list(range(time))
+    assert {piece.stop - piece.start for piece in found} <= set(compiled_walks.PIECES)
+    assert len(found) <= time // 5 + 4
+
+
+def derivatives(rows, own, device="cpu"):
+    """Outputs, first and second gradients of a segment, weights per row or shared."""
+    generator = torch.Generator().manual_seed(rows)
+
+    def leaf(*shape):
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64) * 0.5
+        return values.to(device).requires_grad_()
+
+    lead = (rows,) if own else ()
+    leaves = [
+        leaf(TIME, rows, INPUTS),
+        leaf(rows, HIDDEN),
+        leaf(rows, HIDDEN),
+        leaf(*lead, 4 * HIDDEN, INPUTS),
+        leaf(*lead, 4 * HIDDEN, HIDDEN),
+        leaf(*lead, 4 * HIDDEN),
+    ]
+    outputs, hidden, cell = RowLSTM.apply(torch.float64, *leaves)
+    loss = outputs.sin().sum() + (hidden * cell).sum()
+    first = torch.autograd.grad(loss, leaves, create_graph=True)
+    second = torch.autograd.grad(sum(part.pow(3).sum() for part in first), leaves)
+    return [part.cpu() for part in (outputs, hidden, cell, *first, *second)]
+
+
+def compile_with(monkeypatch, backend):
+    monkeypatch.setattr(compiled_walks, "wanted", lambda device: True)
+    for name in ("read_piece", "back_piece", "change_piece"):
+        function = getattr(compiled_walks, name).function
+        monkeypatch.setattr(compiled_walks, name, OftenCalled(function, 0, backend))
+
+
+def assert_same_as_the_loops(monkeypatch, backend, cases, device="cpu"):
+    expected = [derivatives(*case) for case in cases]
+    compile_with(monkeypatch, backend)
+    for case, wanted in zip(cases, expected, strict=True):
+        for one, other in zip(derivatives(*case, device), wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_traced_they_equal_the_loops(monkeypatch, caplog):
+    assert_same_as_the_loops(monkeypatch, "eager", [(3, True), (3, False)])
+    assert not [record for record in caplog.records if record.name.startswith("metalm")]
+
+
+@pytest.mark.slow
+def test_compiled_they_equal_the_loops(monkeypatch, caplog):
+    assert_same_as_the_loops(monkeypatch, "inductor", CASES)
+    assert not [record for record in caplog.records if record.name.startswith("metalm")]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_compiled_for_cuda_they_equal_the_loops(monkeypatch, caplog):
+    assert_same_as_the_loops(monkeypatch, "inductor", CASES, "cuda")
+    assert not [record for record in caplog.records if record.name.startswith("metalm")]
