@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from metalm.fewshot.anil import Anil
+from metalm.fewshot.elastic_prototypical import ElasticPrototypical
 from metalm.fewshot.from_scratch import FromScratch
 from metalm.fewshot.images import LabelledImages
 from metalm.fewshot.lstm_meta_learner import LstmMetaLearner
@@ -48,6 +49,11 @@ def encoder(config: FewShotConfig, images: LabelledImages) -> Conv4:
 
 def _prototypical(config: FewShotConfig, images: LabelledImages) -> FewShotMethod:
     return Prototypical(encoder(config, images), config.network.statistics)
+
+
+def _elastic(config: FewShotConfig, images: LabelledImages) -> FewShotMethod:
+    network = config.network
+    return ElasticPrototypical(encoder(config, images), network.statistics, network.reach)
 
 
 def _matching(config: FewShotConfig, images: LabelledImages) -> FewShotMethod:
@@ -91,6 +97,7 @@ def _pixels(config: FewShotConfig, images: LabelledImages) -> FewShotMethod:
 # Methods for pictures; none of them takes a step on the support set.
 METRIC: Mapping[str, Builder] = {
     "prototypical": _prototypical,
+    "prototypical-elastic": _elastic,
     "matching": _matching,
     "siamese-pairs": _siamese("pairs"),
     "siamese-contrastive": _siamese("contrastive"),

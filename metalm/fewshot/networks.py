@@ -104,9 +104,13 @@ class Conv4(nn.Module):
         side = size // 2**halvings if pooling == "max" else 1
         self.num_features = late_width * side * side
 
+    def maps(self, pictures: Tensor) -> Tensor:
+        """The last maps [pictures, maps, height, width] of [pictures, channels, size, size]."""
+        return self.layers(pictures)
+
     def forward(self, pictures: Tensor) -> Tensor:
         """Features [pictures, num_features] of pictures [pictures, channels, size, size]."""
-        maps = self.layers(pictures)
+        maps = self.maps(pictures)
         return maps.flatten(1) if self.pooling == "max" else maps.mean((2, 3))
 
 

@@ -25,6 +25,8 @@ class NetworkConfig:
     """Maxima of 2 x 2, or strides of 2."""
     halvings: int = 4
     """Layers that halve the pictures' sides so, the first ones."""
+    reach: int = 1
+    """Places of the last maps over which prototypical-elastic looks for a likeness."""
     statistics: Statistics = "running"
     """Whose statistics batch normalisation uses when queries are answered."""
 
@@ -122,6 +124,7 @@ class FewShotConfig:
 # Outer steps that take about 25 minutes on one core with 28 x 28 pixels (EXPERIMENTS.md).
 _STEPS_OF_25_MINUTES = {
     "prototypical": 4500,
+    "prototypical-elastic": 3000,
     "matching": 4500,
     "siamese-pairs": 9000,
     "siamese-contrastive": 9000,
@@ -160,8 +163,10 @@ def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> 
     config = FewShotConfig(method=method, task=task)
     training, adaptation = config.training, config.adaptation
     network, scoring = config.network, config.scoring
-    if method in ("prototypical", "matching"):
+    if method in ("prototypical", "prototypical-elastic", "matching"):
         training = replace(training, tasks=1, way=60, query=5)
+        if method == "prototypical-elastic":
+            network = replace(network, halvings=2)
     elif method.startswith("siamese"):
         training = replace(training, tasks=1, way=30, shot=2, query=3)
     elif method == "relation":

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from metalm.fewshot.elastic_prototypical import ElasticPrototypical
 from metalm.fewshot.episodes import Episode
 from metalm.fewshot.matching import Matching
-from metalm.fewshot.networks import normalisation
+from metalm.fewshot.networks import Conv4, normalisation
 from metalm.fewshot.pixels import NearestPixels
 from metalm.fewshot.prototypical import Prototypical
 from metalm.fewshot.relation import Relation
@@ -27,6 +28,9 @@ class TinyEncoder(nn.Sequential):
 
 METHODS = {
     "prototypical": lambda s: Prototypical(TinyEncoder(s), s),
+    "prototypical, elastic": lambda s: ElasticPrototypical(
+        Conv4(size=SIZE, width=4, halvings=2, statistics=s), s
+    ),
     "matching": lambda s: Matching(TinyEncoder(s), s),
     "matching, euclidean": lambda s: Matching(TinyEncoder(s), s, similarity="euclidean"),
     "siamese": lambda s: Siamese(TinyEncoder(s), s, objective="pairs", num_features=4, units=5),
@@ -135,7 +139,7 @@ def test_the_meta_gradient_is_that_of_the_reported_loss(name, statistics):
     slope = sum(
         float((each.grad * way).sum()) for each, way in zip(parameters, direction, strict=True)
     )
-    size = 1e-6
+    size = 1e-7  # few of the kinks of ReLU and of minima lie as near as that
 
     def loss_at(factor):
         with torch.no_grad():
