@@ -33,21 +33,31 @@ def elastic_distance(left: Tensor, right: Tensor, reach: int) -> Tensor:
     """
     if reach < 0:
         raise ValueError(f"impossible reach; expected at least 0 places, found {reach}; change it")
-    return _one_way(left, right, reach) + _one_way(right, left, reach).mT
+    tasks, count, maps, height, width = right.shape
+    reach = min(reach, max(height, width) - 1)
+    near = _neighbours(right.flatten(0, 1), reach).unflatten(0, (tasks, count))
+    near = near.permute(0, 4, 2, 3, 1).reshape(tasks * height * width, maps, -1)
+    own = left.flatten(3).permute(0, 3, 1, 2).flatten(0, 1)  # [tasks places, left, maps]
+    inside = _neighbours(right.new_ones(1, 1, height, width), reach)[0, 0].t()
+    beyond = torch.zeros_like(inside).masked_fill(inside == 0, torch.inf)  # [places, side^2]
+    lengths = near.square().sum(1, keepdim=True)
+    lengths = lengths + beyond.repeat_interleave(count, 1).repeat(tasks, 1).unsqueeze(1)
+    apart = torch.baddbmm(lengths, own, near, alpha=-2) + own.square().sum(2, keepdim=True)
+    # |a_p - b_{p+r}|^2, [tasks, height, width, left, side^2, right]
+    apart = apart.unflatten(2, (-1, count)).unflatten(0, (tasks, height, width))
+    forth = apart.amin(4)
+    back = torch.stack(_by_place_of_right(apart, reach)).amin(0)
+    return (forth + back).sum((1, 2))
 
 
-def _one_way(left: Tensor, right: Tensor, reach: int) -> Tensor:
-    """The first of the two sums, [tasks, left, right]."""
-    tasks, count, _, height, width = right.shape
-    side = 2 * reach + 1
-    near = _neighbours(right.flatten(0, 1), reach)  # [tasks count, maps, side^2, places]
-    near = near.unflatten(0, (tasks, count)).permute(0, 4, 2, 1, 3)  # [., places, maps, count, .]
-    near = near.flatten(3)  # [tasks, places, maps, count side^2]
-    own = left.flatten(3).permute(0, 3, 1, 2)  # [tasks, places, left, maps]
-    lengths = own.square().sum(3, keepdim=True) + near.square().sum(2, keepdim=True)
-    apart = (lengths - 2 * own @ near).unflatten(3, (count, side * side))
-    outside = _neighbours(right.new_ones(1, 1, height, width), reach)[0, 0] == 0
-    return apart.masked_fill(outside.t()[:, None, None], torch.inf).amin(4).sum(1)
+def _by_place_of_right(apart: Tensor, reach: int) -> list[Tensor]:
+    """For each r, |a_{p-r} - b_p|^2 at p, [tasks, height, width, left, right]."""
+    steps = range(-reach, reach + 1)
+    shifts = [(down, across) for down in steps for across in steps]
+    return [
+        functional.pad(each, (0, 0, 0, 0, across, -across, down, -down), value=torch.inf)
+        for (down, across), each in zip(shifts, apart.unbind(4), strict=True)
+    ]
 
 
 def _neighbours(maps: Tensor, reach: int) -> Tensor:

@@ -34,7 +34,7 @@ STAGE = "method"
 VALIDATION_TASKS = 100
 _LATER = {
     "task": ("channels", "dark_ink", "distorted"),
-    "network": ("late_width", "halvings", "reach"),
+    "network": ("late_width", "depth", "halvings", "reach"),
     "adaptation": ("bfloat16",),
 }
 

@@ -33,7 +33,7 @@ AdaptationBuilder = Callable[[FewShotConfig, LabelledImages | None], FewShotMeth
 
 
 def encoder(config: FewShotConfig, images: LabelledImages) -> Conv4:
-    """Four convolutions for these pictures."""
+    """The convolutions for these pictures."""
     channels, side, _ = images.shape
     network = config.network
     return Conv4(
@@ -43,6 +43,7 @@ def encoder(config: FewShotConfig, images: LabelledImages) -> Conv4:
         late_width=network.late_width or None,
         pooling=network.pooling,
         halvings=network.halvings,
+        depth=network.depth,
         statistics=network.statistics,
     )
 

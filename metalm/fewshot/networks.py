@@ -42,27 +42,28 @@ def normalisation(
 
 
 class Conv4(nn.Module):
-    """Four times 3 x 3 convolution, batch normalisation, ReLU.
+    """Four times 3 x 3 convolution, batch normalisation, ReLU; or another number of times.
 
     With pooling "max", each is followed by a maximum over 2 x 2, and the last maps are the
     features: 64 for 28 x 28 pixels (Vinyals et al. 2016; Snell et al. 2017). With "stride", each
     convolution has stride 2 and the features are the means of the last maps (Finn et al. 2017,
-    Omniglot). With fewer halvings than four, the last layers have neither.
+    Omniglot). With fewer halvings than layers, the last layers have neither.
 
     Args:
         channels: of the pictures.
         size: pixels of their sides.
         width: maps of each layer.
-        late_width: maps of the third and the fourth layer, if they are others.
+        late_width: maps from the third layer on, if they are others.
         pooling: see above.
         halvings: layers that halve the sides, the first ones.
+        depth: layers.
         statistics: of batch normalisation.
 
     Attributes:
         num_features: numbers that a picture becomes.
 
     Raises:
-        ValueError: the pictures are too small, or there are fewer layers than halvings.
+        ValueError: the pictures are too small, there are fewer layers than halvings, or none.
     """
 
     def __init__(
@@ -74,11 +75,16 @@ class Conv4(nn.Module):
         late_width: int | None = None,
         pooling: Pooling = "max",
         halvings: int = 4,
+        depth: int = 4,
         statistics: Statistics,
     ) -> None:
         super().__init__()
         late_width = late_width or width
-        widths = [channels, width, width, late_width, late_width]
+        if depth < 1:
+            raise ValueError(
+                f"impossible depth; expected at least 1 layer, found {depth}; do change it"
+            )
+        widths = [channels, width, width, *[late_width] * depth][: depth + 1]
         if not 0 <= halvings < len(widths):
             raise ValueError(
                 f"impossible number of halvings; expected 0 to {len(widths) - 1}, one a layer at "
@@ -102,7 +108,7 @@ class Conv4(nn.Module):
         self.pooling = pooling
         self.statistics = statistics
         side = size // 2**halvings if pooling == "max" else 1
-        self.num_features = late_width * side * side
+        self.num_features = widths[-1] * side * side
 
     def maps(self, pictures: Tensor) -> Tensor:
         """The last maps [pictures, maps, height, width] of [pictures, channels, size, size]."""

@@ -15,14 +15,16 @@ from metalm.fewshot.sources import TaskConfig, TaskShape, classes_of
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """The encoder of pictures: four convolutions."""
+    """The encoder of pictures: four convolutions, unless said otherwise."""
 
     width: int = 64
     """Maps of each layer."""
     late_width: int = 0
-    """Maps of the third and the fourth layer; 0: as many as of the others."""
+    """Maps from the third layer on; 0: as many as of the others."""
     pooling: Pooling = "max"
     """Maxima of 2 x 2, or strides of 2."""
+    depth: int = 4
+    """Layers."""
     halvings: int = 4
     """Layers that halve the pictures' sides so, the first ones."""
     reach: int = 1

@@ -14,15 +14,17 @@ def normalised(maps):
 
 
 @pytest.mark.parametrize(
-    ("pooling", "halvings", "late_width", "num_features"),
+    ("pooling", "depth", "halvings", "late_width", "num_features"),
     [
-        ("max", 4, None, 3 * 2 * 2),
-        ("stride", 4, None, 3),
-        ("max", 3, 5, 5 * 4 * 4),
-        ("stride", 2, 5, 5),
+        ("max", 4, 4, None, 3 * 2 * 2),
+        ("stride", 4, 4, None, 3),
+        ("max", 4, 3, 5, 5 * 4 * 4),
+        ("stride", 4, 2, 5, 5),
+        ("max", 6, 2, 5, 5 * 8 * 8),
+        ("max", 1, 1, 5, 3 * 16 * 16),
     ],
 )
-def test_conv4_step_by_step(pooling, halvings, late_width, num_features):
+def test_conv4_step_by_step(pooling, depth, halvings, late_width, num_features):
     network = Conv4(
         channels=2,
         size=32,
@@ -30,12 +32,13 @@ def test_conv4_step_by_step(pooling, halvings, late_width, num_features):
         late_width=late_width,
         pooling=pooling,
         halvings=halvings,
+        depth=depth,
         statistics="transductive",
     )
     maps = PICTURES
     convolutions = [layer for layer in network.layers if isinstance(layer, torch.nn.Conv2d)]
     late = late_width or 3
-    assert [layer.out_channels for layer in convolutions] == [3, 3, late, late]
+    assert [layer.out_channels for layer in convolutions] == [3, 3, *[late] * 4][:depth]
     for number, layer in enumerate(convolutions):
         stride = 2 if pooling == "stride" and number < halvings else 1
         maps = functional.conv2d(maps, layer.weight, layer.bias, stride=stride, padding=1)
@@ -126,3 +129,5 @@ def test_what_cannot_be_built_is_refused():
         Conv4(size=7, halvings=3, statistics="running")
     with pytest.raises(ValueError, match="expected 0 to 4, one a layer at most, found 5"):
         Conv4(halvings=5, statistics="running")
+    with pytest.raises(ValueError, match="expected at least 1 layer, found 0"):
+        Conv4(depth=0, halvings=0, statistics="running")
