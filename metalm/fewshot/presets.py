@@ -151,9 +151,10 @@ def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> 
     """The settings to begin with, for a method and a task.
 
     Prototypical networks train on more ways than they are used with, 5 queries of each (Snell et
-    al. 2017, table 4); relation networks and SNAIL on tasks like those in use, relation networks
-    with more queries (Sung et al. 2018). Drawn glyphs are learnt in minutes; for other pictures
-    there are as many steps as fit into 25 minutes on one core.
+    al. 2017, table 4); with the elastic distance they have six layers, which keep 7 x 7 places of
+    28 x 28 pixels (EXPERIMENTS.md). Relation networks and SNAIL train on tasks like those in use,
+    relation networks with more queries (Sung et al. 2018). Drawn glyphs are learnt in minutes; for
+    other pictures there are as many steps as fit into 25 minutes on one core.
 
     Args:
         method: name of a method.
@@ -168,7 +169,7 @@ def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> 
     if method in ("prototypical", "prototypical-elastic", "matching"):
         training = replace(training, tasks=1, way=60, query=5)
         if method == "prototypical-elastic":
-            network = replace(network, halvings=2)
+            network = replace(network, halvings=2, depth=6)
     elif method.startswith("siamese"):
         training = replace(training, tasks=1, way=30, shot=2, query=3)
     elif method == "relation":
