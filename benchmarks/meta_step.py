@@ -1,6 +1,7 @@
 """What a first-order meta-training step costs beside the inner passes that it cannot do without.
 
-    python benchmarks/meta_step.py [--rows 16] [--unroll 4] [--adapt "*"] [--rounds 7]
+    python benchmarks/meta_step.py [--preset small] [--rows 16] [--unroll 4] [--adapt "*"]
+        [--rounds 7]
 
 Three measurements take turns in one process: (a) forward and backward of `unroll` segments with
 weights of their own in every row, and nothing else; (b) the whole first-order meta-training step:
@@ -19,7 +20,8 @@ from collections.abc import Callable
 import torch
 
 from metalm.language.article_batches import SegmentBatch
-from metalm.language.model import LanguageModel, ModelConfig
+from metalm.language.model import LanguageModel
+from metalm.language.presets import preset_named
 from metalm.language.segment_loss import SegmentLoss
 from metalm.meta.fork import forward_copy
 from metalm.meta.meta_gradient import inner_gradient
@@ -32,6 +34,7 @@ from metalm.training.allocator import keep_freed_memory
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="small", help="whose model")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--unroll", type=int, default=4)
     parser.add_argument("--segment", type=int, default=20)
@@ -43,7 +46,8 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model = LanguageModel(ModelConfig()).to(options.device).eval()
+    sizes = preset_named(options.preset).model
+    model = LanguageModel(sizes).to(options.device).eval()
     names = choose(model, options.adapt)
     slow, rest = split(model, names)
     rms = {name: torch.rand_like(weight) * 1e-3 + 1e-4 for name, weight in slow.items()}
@@ -51,8 +55,8 @@ def main() -> None:
     shape = (options.segment, options.rows)
     batches = [
         SegmentBatch(
-            torch.randint(0, 6000, shape, device=options.device),
-            torch.randint(0, 6000, shape, device=options.device),
+            torch.randint(0, sizes.vocabulary_size, shape, device=options.device),
+            torch.randint(0, sizes.vocabulary_size, shape, device=options.device),
             torch.ones(shape, device=options.device),
         )
         for _ in range(options.unroll)

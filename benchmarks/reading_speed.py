@@ -1,9 +1,10 @@
 """Tokens per second of reading with fast weights: many articles at once against one by one.
 
-    python benchmarks/reading_speed.py [--rows 16] [--adapt "*"] [--rounds 3] [--device cpu]
+    python benchmarks/reading_speed.py [--presets awd-lstm awd-qrnn] [--rows 16] [--adapt "*"]
+        [--rounds 3] [--device cpu]
 
-The same articles, the same rule, the same scores (the largest difference is printed); the two ways
-take turns. Also: the static model.
+The same articles, the same rule, the same scores (the largest difference is printed); all ways, and
+the models of several presets, take turns. Also: the static model. Weights and text are random.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ import statistics
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from metalm.language.model import LanguageModel, ModelConfig
+from metalm.language.model import LanguageModel
+from metalm.language.presets import preset_named
 from metalm.language.reading import Reader, Readings
 from metalm.meta.parameters import choose
 from metalm.meta.rules.gradient_descent import GradientDescent
 from metalm.training.allocator import keep_freed_memory
 
+AT_ONCE, ONE_BY_ONE = "fast weights, at once", "fast weights, one by one"
+
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--presets", nargs="+", default=["small"], help="whose models")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=400, help="of each article")
     parser.add_argument("--segment", type=int, default=20)
@@ -34,39 +40,60 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
+    print(options)
+    ways = {name: ways_of(name, options) for name in options.presets}
+    texts = {name: texts_of(name, options) for name in options.presets}
+    speeds: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str], Readings] = {}
+    for number in range(options.rounds + 1):
+        for name in options.presets:
+            for way, (reader, rows) in ways[name].items():
+                readings = found[name, way] = reader.read(texts[name], rows)
+                if number > 0:
+                    column = speeds.setdefault((name, way), [])
+                    column.append(readings.num_tokens / readings.seconds)
+    for name in options.presets:
+        print(name)
+        for way in ways[name]:
+            print(f"  {way:26s} {statistics.median(speeds[name, way]):8.0f} tokens/s")
+        pairs = zip(found[name, AT_ONCE].nats, found[name, ONE_BY_ONE].nats, strict=True)
+        off = max(float(np.abs(a - b).max()) for a, b in pairs)
+        ratio = ratios(speeds[name, AT_ONCE], speeds[name, ONE_BY_ONE])
+        print(f"  at once / one by one: {ratio}; largest difference of a score: {off:.1e} nats")
+    first, *others = options.presets
+    for name in others:
+        ratio = ratios(speeds[name, AT_ONCE], speeds[first, AT_ONCE])
+        print(f"{name} / {first}, fast weights at once: {ratio}")
+
+
+def ways_of(preset: str, options: argparse.Namespace) -> dict[str, tuple[Reader, int]]:
+    """Readers with a preset's model, and how many articles each reads at once."""
     torch.manual_seed(0)
-    model = LanguageModel(ModelConfig()).to(options.device).eval().requires_grad_(False)
-    generator = np.random.default_rng(0)
-    texts = [
-        generator.integers(0, 6000, options.tokens, dtype=np.int32) for _ in range(options.rows)
-    ]
+    model = LanguageModel(preset_named(preset).model).to(options.device)
+    model.eval().requires_grad_(False)
     names = choose(model, options.adapt)
     learning = Reader(model, GradientDescent(0.1, 1e-3), names, options.segment)
-    ways = {
-        f"fast weights, {options.rows} at once": (learning, options.rows),
-        "fast weights, one by one": (learning, 1),
-        f"static, {options.rows} at once": (Reader(model, segment=options.segment), options.rows),
-        "static, one by one": (Reader(model, segment=options.segment), 1),
+    static = Reader(model, segment=options.segment)
+    return {
+        AT_ONCE: (learning, options.rows),
+        ONE_BY_ONE: (learning, 1),
+        "static, at once": (static, options.rows),
+        "static, one by one": (static, 1),
     }
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    readings: dict[str, Readings] = {}
-    for number in range(options.rounds + 1):
-        for name, (reader, rows) in ways.items():
-            readings[name] = reader.read(texts, rows)
-            if number > 0:
-                speeds[name].append(readings[name].num_tokens / readings[name].seconds)
-    print(options)
-    for name, found in speeds.items():
-        print(f"{name:32s} {statistics.median(found):8.0f} tokens/s")
-    at_once, one_by_one = list(readings.values())[:2]
-    ratios = [a / b for a, b in zip(*list(speeds.values())[:2], strict=True)]
-    difference = max(
-        float(np.abs(a - b).max()) for a, b in zip(at_once.nats, one_by_one.nats, strict=True)
-    )
-    print(
-        f"at once / one by one: {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
-        f"{max(ratios):.2f}); largest difference of a score: {difference:.1e} nats"
-    )
+
+
+def texts_of(preset: str, options: argparse.Namespace) -> list[NDArray[np.int32]]:
+    """As many articles of random tokens as are read at once."""
+    generator = np.random.default_rng(0)
+    vocabulary = preset_named(preset).model.vocabulary_size
+    shape = (options.rows, options.tokens)
+    return list(generator.integers(0, vocabulary, shape, dtype=np.int32))
+
+
+def ratios(speeds: list[float], others: list[float]) -> str:
+    """Of speeds in the same rounds: median and range."""
+    found = [a / b for a, b in zip(speeds, others, strict=True)]
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
 if __name__ == "__main__":
