@@ -43,6 +43,7 @@ def elastic_distance(left: Tensor, right: Tensor, reach: int) -> Tensor:
     lengths = near.square().sum(1, keepdim=True)
     lengths = lengths + beyond.repeat_interleave(count, 1).repeat(tasks, 1).unsqueeze(1)
     apart = torch.baddbmm(lengths, own, near, alpha=-2) + own.square().sum(2, keepdim=True)
+    apart = apart.clamp_min(0)  # rounding
     # |a_p - b_{p+r}|^2, [tasks, height, width, left, side^2, right]
     apart = apart.unflatten(2, (-1, count)).unflatten(0, (tasks, height, width))
     forth = apart.amin(4)
@@ -52,11 +53,13 @@ def elastic_distance(left: Tensor, right: Tensor, reach: int) -> Tensor:
 
 def _by_place_of_right(apart: Tensor, reach: int) -> list[Tensor]:
     """For each r, |a_{p-r} - b_p|^2 at p, [tasks, height, width, left, right]."""
+    height, width = apart.shape[1:3]
     steps = range(-reach, reach + 1)
     shifts = [(down, across) for down in steps for across in steps]
     return [
         functional.pad(each, (0, 0, 0, 0, across, -across, down, -down), value=torch.inf)
         for (down, across), each in zip(shifts, apart.unbind(4), strict=True)
+        if abs(down) < height and abs(across) < width  # the others see nothing but the outside
     ]
 
 

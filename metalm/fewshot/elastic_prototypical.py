@@ -31,7 +31,7 @@ class ElasticPrototypical(MetricMethod):
     def __init__(self, encoder: Conv4, statistics: str, reach: int = 1) -> None:
         super().__init__(encoder, statistics)
         self.reach = reach
-        self.log_scale = nn.Parameter(torch.tensor(64 / encoder.num_features).log())
+        self.log_scale = nn.Parameter(torch.tensor(64 / encoder.num_in_maps).log())
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Maps [tasks, items, maps, height, width] of inputs [tasks, items, ...]."""

@@ -61,6 +61,7 @@ class Conv4(nn.Module):
 
     Attributes:
         num_features: numbers that a picture becomes.
+        num_in_maps: numbers in its last maps.
 
     Raises:
         ValueError: the pictures are too small, there are fewer layers than halvings, or none.
@@ -107,8 +108,11 @@ class Conv4(nn.Module):
         self.layers = fused(nn.Sequential(*layers))
         self.pooling = pooling
         self.statistics = statistics
-        side = size // 2**halvings if pooling == "max" else 1
-        self.num_features = widths[-1] * side * side
+        side = size
+        for _ in range(halvings):
+            side = side // 2 if pooling == "max" else (side + 1) // 2
+        self.num_in_maps = widths[-1] * side * side
+        self.num_features = self.num_in_maps if pooling == "max" else widths[-1]
 
     def maps(self, pictures: Tensor) -> Tensor:
         """The last maps [pictures, maps, height, width] of [pictures, channels, size, size]."""

@@ -24,9 +24,9 @@ PIECES = (5, 1)
 Columns = tuple[Tensor, ...]
 
 
-def wanted(device: torch.device) -> bool:
-    """Whether the walks on this device should be these."""
-    return device.type == "cuda"
+def wanted(steps: Tensor) -> bool:
+    """Whether these walks should be taken through such steps, [time, ...]."""
+    return steps.device.type == "cuda" and len(steps) > 0
 
 
 def read(gates: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor) -> Columns:
@@ -41,7 +41,7 @@ def read(gates: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor) -> Columns
     Returns:
         i, f, g, o, [time, rows, 4 hidden]; h and c after each step, [time, rows, hidden].
     """
-    hidden, cell, weight = _values(hidden, cell, weight)
+    hidden, cell, weight = _values(hidden.to(gates.dtype), cell.to(gates.dtype), weight)
     found = []
     for piece in pieces(len(gates)):
         found.append(read_piece(gates[piece], hidden, cell, weight))

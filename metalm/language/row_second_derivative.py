@@ -118,7 +118,7 @@ def _tangent(reading: Reading, slopes: Slopes, along: Direction, dtype: torch.dt
         hiddens[0] = along.hidden
     if along.cell is not None:
         cells[0] = along.cell
-    if compiled_walks.wanted(gates.device):
+    if compiled_walks.wanted(gates):
         gates, hiddens[1:], cells[1:] = compiled_walks.changes(
             gates, hiddens[0], cells[0], slopes, reading.hidden_weight
         )

@@ -63,7 +63,7 @@ def read(
     # [4 hidden] -> [1, 4 hidden]; [rows, 4 hidden] -> [rows, 1, 4 hidden]
     gates += bias.unsqueeze(-2)
     gates = gates.transpose(0, 1).contiguous()  # [time, rows, 4 hidden]
-    if compiled_walks.wanted(gates.device):
+    if compiled_walks.wanted(gates):
         gates, *after = compiled_walks.read(gates, hidden, cell, hidden_weight)
         hiddens, cells = (
             torch.cat((first.unsqueeze(0), rest))
@@ -160,7 +160,7 @@ class Walk(NamedTuple):
 
     def back(self, reading: Reading, slopes: Slopes, record: bool) -> Walked:
         """From the last step to the first."""
-        if compiled_walks.wanted(slopes.cell.device):
+        if compiled_walks.wanted(slopes.cell):
             (gates, *each), *before = compiled_walks.walk_back(
                 self.to_hiddens,
                 self.hidden,

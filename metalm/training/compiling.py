@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import warnings
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -60,21 +59,28 @@ class OftenCalled(Generic[Found]):
             _log.warning(
                 "torch.compile failed for %s, which goes on uncompiled: the same results, more "
                 "slowly (%s: %s)",
-                self.function.__name__,
+                getattr(self.function, "__name__", repr(self.function)),
                 type(error).__name__,
                 what,
             )
             return found
 
     def _quick(self, *arguments: Any) -> Found:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what torch does inside
+        from torch import _dynamo  # its import takes a second, which few programs need
+
+        if _LIMIT:
             if self._compiled is None:
-                self._compiled = torch.compile(self.function, backend=self.backend, **_limit())
+                self._compiled = torch.compile(self.function, backend=self.backend, **_LIMIT)
+            return self._compiled(*arguments)
+        # Torch before 2.12, in which the limit belongs to all functions.
+        if self._compiled is None:
+            self._compiled = torch.compile(self.function, backend=self.backend)
+        name = next(n for n in _NAMES if hasattr(_dynamo.config, n))
+        with _dynamo.config.patch({name: VARIANTS}):
             return self._compiled(*arguments)
 
 
-def _limit() -> dict[str, Any]:
-    """More variants of a function, where this torch has them asked for by function."""
-    known = inspect.signature(torch.compile).parameters
-    return {"recompile_limit": VARIANTS} if "recompile_limit" in known else {}
+_NAMES = ("recompile_limit", "cache_size_limit")
+_LIMIT: dict[str, Any] = {
+    name: VARIANTS for name in _NAMES if name in inspect.signature(torch.compile).parameters
+}

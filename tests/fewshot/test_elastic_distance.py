@@ -29,9 +29,10 @@ def by_hand(one, other, reach):
     return total
 
 
+@pytest.mark.parametrize(("height", "width"), [(3, 4), (4, 4), (1, 4), (5, 2), (1, 1)])
 @pytest.mark.parametrize("reach", [0, 1, 2, 5])
-def test_it_is_what_its_definition_says(reach):
-    left, right = stacks(3, 1), stacks(2, 2)
+def test_it_is_what_its_definition_says(reach, height, width):
+    left, right = stacks(3, 1, height, width), stacks(2, 2, height, width)
     found = elastic_distance(left, right, reach)
     assert found.shape == (2, 3, 2)
     for task, i, j in itertools.product(range(2), range(3), range(2)):

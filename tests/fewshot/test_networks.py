@@ -50,10 +50,14 @@ def test_conv4_step_by_step(pooling, depth, halvings, late_width, num_features):
     torch.testing.assert_close(network(PICTURES), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("pooling", "size"), [("max", 28), ("max", 84), ("stride", 28)])
+@pytest.mark.parametrize(
+    ("pooling", "size"), [("max", 28), ("max", 84), ("stride", 28), ("stride", 35)]
+)
 def test_the_features_are_as_many_as_announced(pooling, size):
     network = Conv4(size=size, width=5, pooling=pooling, statistics="running")
-    assert network(torch.rand(2, 1, size, size)).shape == (2, network.num_features)
+    pictures = torch.rand(2, 1, size, size)
+    assert network(pictures).shape == (2, network.num_features)
+    assert network.maps(pictures)[0].numel() == network.num_in_maps
 
 
 def test_conv4_has_the_published_number_of_parameters():

@@ -9,6 +9,9 @@ from metalm.language import compiled_walks
 from metalm.language.row_recurrence import RowLSTM
 from metalm.training.compiling import OftenCalled
 
+# Of torch itself, while it compiles.
+pytestmark = pytest.mark.filterwarnings("default")
+
 TIME, INPUTS, HIDDEN = 12, 3, 4  # pieces of 5, 5, 1 and 1
 CASES = [(3, True), (1, True), (5, True), (3, False)]  # rows, weights of their own
 
@@ -46,34 +49,62 @@ def derivatives(rows, own, device="cpu"):
     return [part.cpu() for part in (outputs, hidden, cell, *first, *second)]
 
 
-def compile_with(monkeypatch, backend):
-    monkeypatch.setattr(compiled_walks, "wanted", lambda device: True)
+class Counting:
+    """A backend that counts the graphs it compiles."""
+
+    def __init__(self, compile):
+        self.compile, self.graphs = compile, 0
+
+    def __call__(self, graph, examples):
+        self.graphs += 1
+        return self.compile(graph, examples)
+
+
+def assert_same_as_the_loops(monkeypatch, caplog, compile, cases, device="cpu"):
+    expected = [derivatives(*case) for case in cases]
+    backends = {}
+    monkeypatch.setattr(compiled_walks, "wanted", lambda _: True)
     for name in ("read_piece", "back_piece", "change_piece"):
         function = getattr(compiled_walks, name).function
-        monkeypatch.setattr(compiled_walks, name, OftenCalled(function, 0, backend))
-
-
-def assert_same_as_the_loops(monkeypatch, backend, cases, device="cpu"):
-    expected = [derivatives(*case) for case in cases]
-    compile_with(monkeypatch, backend)
+        backends[name] = Counting(compile)
+        monkeypatch.setattr(compiled_walks, name, OftenCalled(function, 0, backends[name]))
+    torch.compiler.reset()
     for case, wanted in zip(cases, expected, strict=True):
         for one, other in zip(derivatives(*case, device), wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert not [record for record in caplog.records if record.name.startswith("metalm")]
+    # Two lengths each; back also with what the second derivative adds.
+    assert backends["read_piece"].graphs >= 2
+    assert backends["change_piece"].graphs >= 2
+    assert backends["back_piece"].graphs >= 4
 
 
 def test_traced_they_equal_the_loops(monkeypatch, caplog):
-    assert_same_as_the_loops(monkeypatch, "eager", [(3, True), (3, False)])
-    assert not [record for record in caplog.records if record.name.startswith("metalm")]
+    assert_same_as_the_loops(monkeypatch, caplog, lambda graph, _: graph, CASES[:1])
 
 
 @pytest.mark.slow
 def test_compiled_they_equal_the_loops(monkeypatch, caplog):
-    assert_same_as_the_loops(monkeypatch, "inductor", CASES)
-    assert not [record for record in caplog.records if record.name.startswith("metalm")]
+    assert_same_as_the_loops(monkeypatch, caplog, inductor(), CASES)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_compiled_for_cuda_they_equal_the_loops(monkeypatch, caplog):
-    assert_same_as_the_loops(monkeypatch, "inductor", CASES, "cuda")
-    assert not [record for record in caplog.records if record.name.startswith("metalm")]
+    assert_same_as_the_loops(monkeypatch, caplog, inductor(), CASES, "cuda")
+
+
+def inductor():
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx
+
+
+def test_a_state_in_another_type_is_taken_as_the_loops_take_it(monkeypatch):
+    """As layers under autocast leave it."""
+    gates, weight = torch.randn(3, 2, 16), torch.randn(2, 16, 4)
+    state = torch.randn(2, 4, dtype=torch.bfloat16)
+    found = compiled_walks.read(gates, state, state, weight)
+    expected = compiled_walks.read(gates, state.float(), state.float(), weight)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)

@@ -11,6 +11,7 @@ from metalm.language.recurrence import (
     row_lstm,
     shared_lstm,
 )
+from metalm.training.compiling import OftenCalled
 
 TIME, ROWS, INPUTS, HIDDEN = 4, 3, 2, 5
 SHAPES = ((4 * HIDDEN, INPUTS), (4 * HIDDEN, HIDDEN), (4 * HIDDEN,), (4 * HIDDEN,))
@@ -20,7 +21,13 @@ COMBINATIONS = list(itertools.product((False, True), repeat=4))
 
 @pytest.fixture(params=["loops", "compiled walks"], autouse=True)
 def walks(request, monkeypatch):
-    monkeypatch.setattr(compiled_walks, "wanted", lambda device: request.param != "loops")
+    """Both ways through time; the pieces as they stand (`test_compiled_walks.py` compiles them)."""
+    if request.param == "loops":
+        return
+    monkeypatch.setattr(compiled_walks, "wanted", lambda steps: len(steps) > 0)
+    for name in ("read_piece", "back_piece", "change_piece"):
+        function = getattr(compiled_walks, name).function
+        monkeypatch.setattr(compiled_walks, name, OftenCalled(function, 10**9))
 
 
 def random_problem(per_row, time=TIME, seed=1):

@@ -1,7 +1,11 @@
 import pytest
 import torch
 
-from metalm.training.compiling import OftenCalled, _limit
+from metalm.training import compiling
+from metalm.training.compiling import OftenCalled
+
+# Of torch itself, while it compiles.
+pytestmark = pytest.mark.filterwarnings("default")
 
 
 def double(values):
@@ -42,8 +46,10 @@ def test_it_is_compiled_after_so_many_calls():
     assert backend.compilations == 1
 
 
-@pytest.mark.skipif(not _limit(), reason="this torch has its own limit alone")
-def test_more_shapes_than_torch_compiles_by_itself():
+@pytest.mark.parametrize("by_function", [True, False])
+def test_more_shapes_than_torch_compiles_by_itself(by_function, monkeypatch):
+    if not by_function:  # as in torch before 2.12
+        monkeypatch.setattr(compiling, "_LIMIT", {})
     backend = Backend()
     function = OftenCalled(double, calls=0, backend=backend)
     for dims in range(1, 13):
