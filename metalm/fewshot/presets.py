@@ -123,8 +123,9 @@ class FewShotConfig:
         )
 
 
-# Outer steps that take about 25 minutes on one core with 28 x 28 pixels (EXPERIMENTS.md).
-_STEPS_OF_25_MINUTES = {
+# Outer steps that take from 13 to 30 minutes on one core with 28 x 28 pixels; EXPERIMENTS.md has
+# those that were measured.
+_STEPS_OF_HALF_AN_HOUR = {
     "prototypical": 4500,
     "prototypical-elastic": 3000,
     "matching": 4500,
@@ -154,7 +155,7 @@ def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> 
     al. 2017, table 4); with the elastic distance they have six layers, which keep 7 x 7 places of
     28 x 28 pixels (EXPERIMENTS.md). Relation networks and SNAIL train on tasks like those in use,
     relation networks with more queries (Sung et al. 2018). Drawn glyphs are learnt in minutes; for
-    other pictures there are as many steps as fit into 25 minutes on one core.
+    other pictures there are as many steps as fit into half an hour on one core.
 
     Args:
         method: name of a method.
@@ -249,7 +250,7 @@ def _at_length(config: FewShotConfig) -> FewShotConfig:
     """
     method, training, adaptation = config.method, config.training, config.adaptation
     network, few = config.network, config.task.way <= _FEW_WAYS
-    steps = _STEPS_OF_25_MINUTES.get(method, training.steps)
+    steps = _STEPS_OF_HALF_AN_HOUR.get(method, training.steps)
     if not few:
         steps = _STEPS_OF_MANY_WAYS.get(method, steps)
     training = replace(training, steps=steps)

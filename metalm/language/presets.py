@@ -87,7 +87,7 @@ class ExperimentConfig:
 
 
 def tiny() -> ExperimentConfig:
-    """The embedded default: the documentation inside Python, five minutes on two cores."""
+    """The embedded default: the documentation inside Python, four minutes on two cores."""
     return ExperimentConfig(
         preset="tiny",
         data=DataConfig(vocabulary_size=3000),
