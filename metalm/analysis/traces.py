@@ -40,8 +40,8 @@ FLUSH = Quantity(
     "flush",
     "mean flush gate",
     "Gates of the update rule: flush",
-    "Share of the way back to W0 at each update, as a mean over the coordinates of a tensor; "
-    "along the same articles.",
+    "Share of the way back to W0 at each update, as a mean over the coordinates of a tensor, and 1 "
+    "where all weights went back because an article begins; along the same articles.",
 )
 QUANTITIES = {quantity.key: quantity for quantity in (DISTANCE, UPDATE, FLUSH)}
 

@@ -208,7 +208,8 @@ def evaluate(
     with only_program_in(folder.folder), writing(folder.folder):
         method = load(config, folder, images)
         if official_runs is not None:
-            return errors(_challenged(config, method, folder, images, official_runs))
+            found_errors = _challenged(config, method, folder, images, official_runs)
+            return f"{errors(found_errors)}\nbatch normalisation: {method.statistics}"
         found = table({config.method: score(config, method, folder, images)})
         drawn = draw_tasks(config, method, folder.folder, images)
     return f"{found}\npicture: {drawn}"
@@ -237,7 +238,11 @@ def _challenged(
     challenge = read_runs(official_runs)
     _check_ways(config, max(len(each.training) for each in challenge))
     runs = score_runs(challenge, judge_of(method, config.task.size, config.device))
-    content = {"errors": dict(zip(runs.names, runs.errors, strict=True)), "mean": runs.mean}
+    content = {
+        "errors": dict(zip(runs.names, runs.errors, strict=True)),
+        "mean": runs.mean,
+        "batch_normalisation": method.statistics,
+    }
     write_at_once(folder.folder / "official-runs.json", json.dumps(content, indent=1) + "\n")
     return runs
 

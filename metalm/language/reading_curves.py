@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metalm.language.flushing import Flushing
 from metalm.meta.parameters import Parameters
 from metalm.meta.rules.gated import Gated
 from metalm.meta.update_rule import AbstractUpdateRule, RuleState
@@ -22,7 +23,8 @@ EVERY = 8
 """Updates between two distances."""
 
 DISTANCE, UPDATE, FLUSH = "distance", "update", "flush"
-"""||W_t - W_0|| / ||W_0||, and the mean over a tensor's coordinates of each gate."""
+"""||W_t - W_0|| / ||W_0||, and the mean over a tensor's coordinates of each gate; the flush is 1
+where all weights went back because an article begins (`flushing.py`)."""
 
 
 class Curves(NamedTuple):
@@ -55,7 +57,9 @@ class CurveRecorder:
         sizes = torch.stack([torch.linalg.vector_norm(w).double() for w in slow.values()])
         self._sizes = torch.where(sizes > 0, sizes, 1.0)
         self._updates = [0] * num_texts
-        gates = (UPDATE, FLUSH) if isinstance(rule, Gated) else ()
+        flushing = isinstance(rule, Flushing)
+        gated = isinstance(_stepping(rule), Gated)
+        gates = [UPDATE] * gated + [FLUSH] * (gated or flushing)
         self._places: dict[str, list[list[int]]] = {}
         self._values: dict[str, list[list[list[float]]]] = {}
         for quantity in (DISTANCE, *gates):
@@ -76,11 +80,8 @@ class CurveRecorder:
         due = [row for row, (text, _) in enumerate(places) if self._is_due(text)]
         if due:
             self._keep(DISTANCE, places, due, self._distances(fast, due))
-        if FLUSH in self._places and isinstance(self._rule, Gated):
-            gates = self._rule.mean_gates(state)
-            means = torch.stack([gates[name] for name in self._slow], 1)  # rows tensors gates
-            for gate, quantity in enumerate((UPDATE, FLUSH)):
-                self._keep(quantity, places, range(len(places)), means[:, :, gate])
+        for quantity, values in self._gates(len(places), state).items():
+            self._keep(quantity, places, range(len(places)), values)
 
     def curves(self) -> list[Curves]:
         """Everything that was noted."""
@@ -94,6 +95,22 @@ class CurveRecorder:
             )
             for quantity, places in self._places.items()
         ]
+
+    def _gates(self, rows: int, state: RuleState) -> dict[str, Tensor]:
+        """The gates of all rows, each ``[rows, tensors]``; none for a rule without gates."""
+        found: dict[str, Tensor] = {}
+        rule = _stepping(self._rule)
+        flushed = torch.zeros(rows, 1)
+        if isinstance(self._rule, Flushing):
+            flushed, state = state.flush.float().cpu().unsqueeze(1), state.inner
+            found[FLUSH] = flushed.expand(rows, len(self._slow))
+        if isinstance(rule, Gated):
+            gates = rule.mean_gates(state)
+            means = torch.stack([gates[name] for name in self._slow], 1)  # rows tensors gates
+            found[UPDATE] = means[:, :, 0]
+            # What went home whole has nothing left for a gate to take home.
+            found[FLUSH] = torch.maximum(means[:, :, 1].cpu().float(), flushed)
+        return found
 
     def _is_due(self, text: int) -> bool:
         # The first update too: a text may be short.
@@ -116,6 +133,11 @@ class CurveRecorder:
             text, position = places[row]
             self._places[quantity][text].append(position)
             self._values[quantity][text].append(of_row)
+
+
+def _stepping(rule: AbstractUpdateRule) -> AbstractUpdateRule:
+    """The rule that takes the steps: that inside, where a flush is around it."""
+    return rule.inner if isinstance(rule, Flushing) else rule
 
 
 def along_articles(curves: Curves, lengths: Sequence[int]) -> Curves:

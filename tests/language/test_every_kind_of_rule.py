@@ -33,6 +33,7 @@ from metalm.meta.unroll import unroll
 from metalm.training import loop
 from metalm.training.record import Record
 
+of_both_cells = pytest.mark.parametrize("cell", ["lstm", "qrnn"])
 KINDS = ("gated", "lstm", "momentum")
 NAMES = ("embedding.weight", "layers.1.input_weight", "layers.1.input_bias", "decoder.bias")
 SEGMENT = 3
@@ -53,6 +54,7 @@ def busy_rule(statistics, model, kind):
     return rule
 
 
+@of_both_cells
 @pytest.mark.parametrize("kind", KINDS)
 def test_articles_read_in_rows_are_as_if_read_alone(tiny_model, texts, statistics, kind):
     """Rows leave and others enter: each article has a state of its own, fresh at its start."""
@@ -67,6 +69,7 @@ def test_articles_read_in_rows_are_as_if_read_alone(tiny_model, texts, statistic
     assert np.abs(alone[2] - static[2]).max() > 0.01
 
 
+@of_both_cells
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("joint", [False, True])
 def test_a_trainings_rows_are_where_reading_alone_would_be(

@@ -14,10 +14,14 @@ from metalm.language.comparison import compared_methods
 from metalm.language.experiment import evaluate, tune_run
 from metalm.language.flushing import Flushing
 from metalm.language.reading import Reader
+from metalm.language.reading_curves import DISTANCE, FLUSH, UPDATE, CurveRecorder
 from metalm.language.trained import load_trained
 from metalm.meta.rules import GradientDescent
+from metalm.meta.rules.gated import Gated
+from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.update_rule import AbstractUpdateRule
 
+of_both_cells = pytest.mark.parametrize("cell", ["lstm", "qrnn"])
 SEGMENT = 4
 
 
@@ -62,6 +66,7 @@ def steps_of(stream):
     return {at // SEGMENT for at in range(1, len(stream)) if (*stream[at - 1 : at + 1],) == (9, 3)}
 
 
+@of_both_cells
 @pytest.mark.parametrize("inner", ["gradient descent", "rms decay", "learned rates"])
 def test_a_stream_is_read_as_by_a_rule_that_is_told(tiny_model, learning, stream, inner):
     model = tiny_model()
@@ -76,6 +81,7 @@ def test_a_stream_is_read_as_by_a_rule_that_is_told(tiny_model, learning, stream
     assert abs(found[2 * SEGMENT :] - plain[2 * SEGMENT :]).max() > 0.01
 
 
+@of_both_cells
 def test_rows_flush_for_themselves(tiny_model, stream):
     model = tiny_model()
     names = [name for name, _ in model.named_parameters()]
@@ -87,6 +93,7 @@ def test_rows_flush_for_themselves(tiny_model, stream):
             np.testing.assert_allclose(one, other, rtol=1e-10)
 
 
+@of_both_cells
 @pytest.mark.parametrize("place", [6, 7, 12, 13])
 def test_the_future_changes_no_bit_of_the_past(tiny_model, stream, place):
     model = tiny_model()
@@ -99,6 +106,7 @@ def test_the_future_changes_no_bit_of_the_past(tiny_model, stream, place):
     assert one[place] != two[place]
 
 
+@of_both_cells
 def test_out_of_place_is_in_place(tiny_model):
     slow = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3.0)}
     fast = {name: torch.stack([value + 1, value + 2, value + 3]) for name, value in slow.items()}
@@ -148,3 +156,27 @@ def copied(unbroken, path):
     for left in (*folder.folder.glob("tuning-*"), *folder.folder.glob("article-starts*")):
         left.unlink()
     return folder
+
+
+@of_both_cells
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_flush_is_noted_where_it_happens(tiny_model, statistics, stream, gated):
+    model = tiny_model()
+    names = ("decoder.bias", "embedding.weight")
+    rms = {name: size for name, size in statistics(model).items() if name in names}
+    rates = LearnedRates(rms, rate=0.2, decay=0.03)
+    inner = Gated(rates).requires_grad_(False).double() if gated else GradientDescent(0.7, 0.05)
+    rule = Flushing(inner, Marked())
+    reader = Reader(model, rule, names, SEGMENT)
+    recorder = CurveRecorder(reader.slow, rule, 2, 1)
+    other = np.zeros(9, np.int32)
+    curves = reader.read([stream, other], 2, recorder=recorder).curves
+    found = {each.quantity: each.values for each in curves}
+    assert set(found) == ({DISTANCE, FLUSH, UPDATE} if gated else {DISTANCE, FLUSH})
+    away = 0.03 if gated else 0.0
+    expected = np.full((6, 2), away)
+    expected[sorted(steps_of(stream))] = 1.0
+    np.testing.assert_allclose(found[FLUSH][0], expected, rtol=1e-4)
+    np.testing.assert_allclose(found[FLUSH][1], away, rtol=1e-4)
+    if gated:
+        np.testing.assert_allclose(found[UPDATE][0], 1.0, rtol=1e-4)

@@ -15,6 +15,7 @@ from metalm.language.segment_loss import tempered_nats
 from metalm.language.temperatures import Temperatures, best_temperature, run_temperatures
 from metalm.language.tuning_text import TuningConfig
 
+of_both_cells = pytest.mark.parametrize("cell", ["lstm", "qrnn"])
 GRID = (0.5, 1.0, 1.3, 2.0)
 CONFIG = TuningConfig(articles=2, tokens=6, rows=2)
 SCALES = {"rate_scale": 1.5, "decay_scale": 2.0}
@@ -63,6 +64,7 @@ def test_losses_under_temperatures():
                 assert float(found[place, time, row]) == pytest.approx(expected, rel=1e-12)
 
 
+@of_both_cells
 @pytest.mark.parametrize("kind", ["static", "gradient descent", "learned rates"])
 def test_what_is_learnt_does_not_depend_on_the_temperatures(tiny_model, texts, learning, kind):
     """To the bit; and temperature 1 is what was there before."""
@@ -79,6 +81,7 @@ def test_what_is_learnt_does_not_depend_on_the_temperatures(tiny_model, texts, l
         assert len({tuple(row) for row in tempered}) == len(GRID)
 
 
+@of_both_cells
 def test_an_article_under_temperatures_token_by_token(
     tiny_model, texts, learning, plain_forward, plain_state, plain_nats
 ):
