@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,14 +20,17 @@ from torch import Tensor
 from metalm.language.activation_regularisation import activation_penalty, slowness_penalty
 from metalm.language.articles import ArticleSet
 from metalm.language.layers import LSTMLayer
-from metalm.language.model import LanguageModel, detach_state
+from metalm.language.model import LanguageModel, ModelState, detach_state
 from metalm.language.nt_asgd import NtAsgd
 from metalm.language.one_cycle_adam import OneCycleAdam
 from metalm.language.recurrence import LayerState
+from metalm.language.row_share import RowShare, in_turn, own_parts, own_share, whole
 from metalm.language.stream_loss import stream_loss
 from metalm.language.streams import TokenStreams
-from metalm.language.window_lengths import Window, WindowLengths, WindowPlan
+from metalm.language.window_lengths import WindowLengths, WindowPlan
 from metalm.meta.parameters import Parameters
+from metalm.meta.tree import join
+from metalm.training import processes
 from metalm.training.checked_settings import refuse_below
 from metalm.training.precision import reduced_products
 from metalm.training.state import pack, unpack
@@ -125,6 +128,13 @@ class Descent(Protocol):
         ...
 
 
+class Batch(NamedTuple):
+    """A window of the text, each [time, rows]."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
 class AwdTraining:
     """One published training, as the loop of `metalm.training` takes it.
 
@@ -134,6 +144,10 @@ class AwdTraining:
         validation: read after each epoch, without learning.
         config: the recipe.
         seed: of the windows' lengths.
+        accumulation: parts in which the rows are read, one after the other.
+
+    Raises:
+        ValueError: fewer rows than processes, or parts.
     """
 
     def __init__(
@@ -143,13 +157,15 @@ class AwdTraining:
         validation: ArticleSet,
         config: AwdTrainingConfig,
         seed: int,
+        accumulation: int = 1,
     ) -> None:
         self.model, self.config = model, config
+        self.share, self.parts = own_share(config.rows), own_parts(config.rows, accumulation)
         self.streams = TokenStreams(articles, config.rows, 0, 0, shuffled=False)
         self.validation = TokenStreams(validation, config.validation_rows, 0, 0, shuffled=False)
         self.plan = WindowPlan(config.lengths, self.streams.length, config.epochs, seed)
         self.descent = _descent(model, config)
-        self.state = model.initial_state(config.rows)
+        self.state = model.initial_state(self.share.size)
 
     @property
     def num_steps(self) -> int:
@@ -160,25 +176,33 @@ class AwdTraining:
         """Reads one window of every row and takes one step; validates where an epoch ends."""
         config, window = self.config, self.plan.at(index)
         if window.start == 0:
-            self.state = self.model.initial_state(config.rows)
+            self.state = self.model.initial_state(self.share.size)
         self.model.train()
-        mean, penalty, tokens = self._losses(window)
         self.model.zero_grad(set_to_none=True)
-        (mean + penalty).backward()
+        batch = Batch(*self.streams.segment(window.start, window.length))
+        losses, states = [], []
+        for part in in_turn(self.parts):
+            mean, penalty, state = self._losses(part, batch)
+            (mean + penalty).backward()
+            losses.append(torch.stack((mean, penalty)).detach())
+            states.append(state)
+        self.state, self.model.share = join(states), None
+        processes.add_up([p.grad for p in self.model.parameters() if p.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         share = window.length / config.window if config.rate_follows_length else 1.0
         rate = self.descent.step(window.done, share)
+        loss, penalties = processes.sums(*torch.stack(losses).double().sum(0).tolist())
         values = {
-            "loss": mean.item(),
-            "penalty": penalty.item(),
-            "tokens": float(tokens),
+            "loss": loss,
+            "penalty": penalties,
+            "tokens": float(batch.targets.numel()),
             "learning_rate": rate,
             "gradient_norm": float(norm),
         }
         if window.is_last:
-            loss = stream_loss(self.model, self.descent.weights, self.validation, config.window)
-            self.descent.end_epoch(loss)
-            values["validation_loss"] = loss
+            found = stream_loss(self.model, self.descent.weights, self.validation, config.window)
+            self.descent.end_epoch(found)
+            values["validation_loss"] = found
         return values
 
     def finish(self) -> LanguageModel:
@@ -188,19 +212,19 @@ class AwdTraining:
                 self.model.get_parameter(name).copy_(weight)
         return self.model
 
-    def _losses(self, window: Window) -> tuple[Tensor, Tensor, int]:
-        """Mean loss of the window's tokens, the penalties, and how many tokens there are."""
+    def _losses(self, part: RowShare, batch: Batch) -> tuple[Tensor, Tensor, ModelState]:
+        """What these rows add to the mean loss of the batch and to its penalties; their state."""
         config, device = self.config, self.model.embedding.weight.device
-        segment = self.streams.segment(window.start, window.length)
-        inputs, targets = (part.to(device) for part in segment)
+        self.model.share = part.unless_whole()
+        inputs, targets = (each.to(device) for each in part.columns(batch))
         with reduced_products(device, config.bfloat16 == "all"):
-            seen = self.model.activations(inputs, self.state)
+            seen = self.model.activations(inputs, part.within(self.share, self.state))
         with reduced_products(device, config.bfloat16 != "off"):
             loss = self.model.predict(seen).nats(targets).mean()
         penalty = activation_penalty(seen.dropped, config.alpha)
         penalty = penalty + slowness_penalty(seen.features, config.beta)
-        self.state = detach_state(seen.state)
-        return loss, penalty, targets.numel()
+        weight = part.size / part.total
+        return weight * loss, weight * penalty, detach_state(seen.state)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights, optimiser, averages and hidden state; the place follows from the step."""
@@ -208,7 +232,7 @@ class AwdTraining:
             {
                 "model": self.model.state_dict(),
                 "descent": self.descent.state_dict(),
-                "state": self.state,
+                "state": whole(self.state, self.config.rows),
             }
         )
 
@@ -219,7 +243,8 @@ class AwdTraining:
         self.model.load_state_dict(tree["model"])
         self.descent.load_state_dict(tree["descent"])
         self.state = tuple(
-            LayerState(*(part.to(device) for part in layer)) for layer in tree["state"]
+            LayerState(*(part.to(device) for part in layer))
+            for layer in self.share.of(tree["state"])
         )
 
 

@@ -37,7 +37,6 @@ from metalm.language.statistics import token_counts
 from metalm.language.trained import count_gradients, load_rule
 from metalm.meta.parameters import choose
 from metalm.meta.rules.kinds import LearnedRule
-from metalm.training import processes
 from metalm.training.loop import run
 from metalm.training.processes import is_first
 from metalm.training.record import Record
@@ -148,14 +147,13 @@ class Stages:
 
     def _published_base(self, model: LanguageModel) -> None:
         config = self.config
-        processes.refuse_several("a published recipe")
-        if config.accumulation > 1:
-            raise ValueError(
-                "a published recipe reads all its rows at once; expected accumulation 1, found "
-                f"{config.accumulation}; leave it out"
-            )
         training = AwdTraining(
-            model, self.base_articles, self.corpus.valid, config.awd, config.seed
+            model,
+            self.base_articles,
+            self.corpus.valid,
+            config.awd,
+            config.seed,
+            config.accumulation,
         )
         self._run("base", training, training.num_steps)
         self._save("base", model=training.finish().state_dict())

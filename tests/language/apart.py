@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from metalm.language.articles import SCHEMA, ArticleSet
+from metalm.language.awd_training import AwdTraining, AwdTrainingConfig
 from metalm.language.base_training import BaseTraining, BaseTrainingConfig
 from metalm.language.copy_readings import Request, read_copies
 from metalm.language.meta_training import MetaTraining
@@ -49,11 +50,30 @@ MODES = ("reset", "carry")
 SGD = {"rate": 0.4, "decay": 0.05}
 RMS = {"rate": 0.1, "decay": 0.05, "eps": 0.5}
 ASTRAY = {"rate": 1e200, "decay": 0.0}
+AWD = AwdTrainingConfig(
+    recipe="nt-asgd",
+    epochs=3,
+    rows=ROWS,
+    window=4,
+    window_spread=1.0,
+    shortest_window=2,
+    learning_rate=2.0,
+    validation_rows=2,
+    non_monotone=1,
+    clip=0.1,
+    bfloat16="off",
+)
 # Of each training: its configuration, whether the rule is gated, and into how many parts a process
 # cuts its rows.
 KINDS = {
     "base": (BASE, False, 1),
     "base in parts": (BASE, False, 2),
+    "nt-asgd": (AWD, False, 1),
+    "one-cycle, in parts": (
+        dataclasses.replace(AWD, recipe="one-cycle", learning_rate=0.02),
+        False,
+        2,
+    ),
     "rule": (RuleTrainingConfig(**SIZES), False, 1),
     "gated rule": (RuleTrainingConfig(**SIZES), True, 1),
     "joint": (JOINT, False, 1),
@@ -97,6 +117,8 @@ def build(kind, parts=None):
     model = LanguageModel(ModelConfig(**sizes | DROPOUT)).double()
     if isinstance(config, BaseTrainingConfig):
         return BaseTraining(model, articles(), config, schedule, SEED, accumulation=parts)
+    if isinstance(config, AwdTrainingConfig):
+        return AwdTraining(model, articles(), articles(), config, SEED, parts)
     names = choose(model, ("embedding.*", "layers.1.input_weight", "*_bias"))
     generator = torch.Generator().manual_seed(2)
     rms = {

@@ -146,13 +146,3 @@ def test_a_checkpoint_of_another_recipe_is_refused(published, tmp_path, monkeypa
     other = dataclasses.replace(config, awd=dataclasses.replace(config.awd, alpha=7.0))
     with pytest.raises(ValueError, match=r"expected awd\.alpha = 7\.0, found 2\.0"):
         Stages(other, corpus, folder).train("base")
-
-
-def test_a_published_recipe_runs_whole_and_alone(published, tmp_path, monkeypatch):
-    config, corpus, _, _ = published
-    parts = dataclasses.replace(config, accumulation=2)
-    with pytest.raises(ValueError, match="reads all its rows at once; expected accumulation 1"):
-        Stages(parts, corpus, RunFolder(tmp_path / "parts")).train("base")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="a published recipe runs in one process; expected one"):
-        Stages(config, corpus, RunFolder(tmp_path / "several")).train("base")

@@ -26,6 +26,7 @@ def program():
 apart = program()
 MIDDLE, STEPS = apart.MIDDLE, apart.STEPS
 
+PUBLISHED = ("nt-asgd", "one-cycle, in parts")
 QUICK = ("base", "joint, gated, in parts", "joint, a row blows up")
 KINDS = [
     kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in apart.KINDS
@@ -125,6 +126,10 @@ def test_something_happens_in_these_trainings(one):
         moved = [name for name in end if name in start and not torch.equal(start[name], end[name])]
         learned = "model.layers.0.input_weight" if "rule" not in kind else "rule.rates.log_rate"
         assert any(name.startswith((learned, "rule.log_rate")) for name in moved), kind
+        if kind in PUBLISHED:
+            assert any(step["gradient_norm"] > apart.AWD.clip for step in meta["values"])
+            assert sum("validation_loss" in step for step in meta["values"]) >= 1
+            continue
         assert meta["state"]["tree"]["passes"]["entered"] > apart.ROWS
         if kind == "base":
             assert any(step["gradient_norm"] > apart.BASE.clip for step in meta["values"])
