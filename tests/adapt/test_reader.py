@@ -10,6 +10,7 @@ from torch import nn
 from metalm.adapt import AdaptiveReader
 from metalm.language.model import LanguageModel, ModelConfig
 from metalm.language.reading import Reader
+from metalm.meta.low_rank import LowRank
 from metalm.meta.rules import GradientDescent, LearnedRates
 from metalm.meta.rules.adam import Adam
 from metalm.meta.rules.kinds import learned_rule
@@ -297,3 +298,33 @@ def test_other_wrong_arguments(recurrent, plain_lstm, texts):
     lstm = AdaptiveReader(plain_lstm, batch_first=False, segment=SEGMENT)
     with pytest.raises(ValueError, match=r"cannot read several texts at once; .*together at 1"):
         lstm.read_texts(texts, together=2)
+
+
+def test_low_rank_fast_weights_of_full_rank_learn_as_the_whole_tensor(recurrent, texts):
+    """With orthonormal V, U alone by gradient descent moves W by -rate G V^T V = -rate G."""
+    name = "hidden.weight"
+    whole = AdaptiveReader(
+        recurrent, GradientDescent(0.7, 0.05), fast=[name], segment=SEGMENT, start_token=2
+    )
+    rank = recurrent.hidden.in_features
+    low = LowRank(recurrent, [name], rank)
+    left = "factors.hidden/weight.left"
+    factored = AdaptiveReader(
+        low, GradientDescent(0.7, 0.05), fast=[left], segment=SEGMENT, start_token=2
+    )
+    found, state = factored.read(texts[0])
+    expected, _ = whole.read(texts[0])
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    assert set(state.fast) == {left}
+
+
+def test_low_rank_fast_weights_keep_little_and_learn(recurrent, texts):
+    low = LowRank(recurrent, ["hidden.weight"], 1)
+    reader = AdaptiveReader(
+        low, GradientDescent(0.7), fast=["factors.*"], segment=SEGMENT, start_token=2
+    )
+    found, state = reader.read(texts[2])
+    static, _ = AdaptiveReader(recurrent, segment=SEGMENT, start_token=2).read(texts[2])
+    assert sum(weight.numel() for weight in state.fast.values()) == 5 + 5
+    np.testing.assert_allclose(found[:SEGMENT], static[:SEGMENT], rtol=1e-10)
+    assert abs(found[SEGMENT:] - static[SEGMENT:]).max() > 1e-4
