@@ -9,6 +9,7 @@ from torch import nn
 from metalm.language.copy_readings import Request, read_copies
 from metalm.language.methods import Method
 from metalm.language.reading import CacheGrid, Reader
+from metalm.language.reading_curves import DISTANCE, FLUSH
 
 GRID = CacheGrid(thetas=(0.5, 2.0), window=6)
 SGD = Method(
@@ -101,8 +102,12 @@ def test_methods_of_one_model_and_segment_read_a_text_side_by_side(models, text,
             np.testing.assert_allclose(readings.confidence, own.confidence, rtol=1e-5)
             assert readings.fallbacks == [0]
             assert readings.seconds > 0
-            learns = REQUESTS[place].method.learning != "none"
-            assert [len(curve.places) for curve in readings.curves] == [1] * learns
+            learning = REQUESTS[place].method.learning
+            noted = [DISTANCE] * (learning != "none") + [FLUSH] * learning.endswith("flush")
+            assert [curve.quantity for curve in readings.curves] == noted
+            assert all(len(curve.places) == 1 for curve in readings.curves)
+            for curve in readings.curves[1:]:
+                assert set(curve.values[0].flatten().tolist()) == {0.0, 1.0}
 
 
 def test_several_texts_are_read_by_one_method_after_the_other(models, text):
