@@ -41,7 +41,8 @@ def read(gates: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor) -> Columns
     Returns:
         i, f, g, o, [time, rows, 4 hidden]; h and c after each step, [time, rows, hidden].
     """
-    hidden, cell, weight = _values(hidden.to(gates.dtype), cell.to(gates.dtype), weight)
+    hidden, cell = _values(hidden.to(gates.dtype), cell.to(gates.dtype))
+    weight = weight.detach()
     found = []
     for piece in pieces(len(gates)):
         found.append(read_piece(gates[piece], hidden, cell, weight))
@@ -82,7 +83,8 @@ def walk_back(
         da [time, rows, 4, hidden], dh and dc [time, rows, hidden] of each step; and dh and dc
         before the first one.
     """
-    to_hiddens, hidden, cell, weight = _values(to_hiddens, hidden, cell, weight)
+    to_hiddens, hidden, cell = _values(to_hiddens, hidden, cell)
+    weight = weight.detach()
     found = []
     for piece in reversed(list(pieces(len(to_hiddens)))):
         more = None if further is None else tuple(part[piece] for part in further)
@@ -133,7 +135,8 @@ def changes(
     Returns:
         a' [time, rows, 4 hidden], h' and c' [time, rows, hidden] of each step.
     """
-    hidden, cell, weight = _values(hidden, cell, weight)
+    hidden, cell = _values(hidden, cell)
+    weight = weight.detach()
     found = []
     for piece in pieces(len(gates)):
         now = (part[piece] for part in slopes)
