@@ -72,7 +72,7 @@ class OftenCalled(Generic[Found]):
             if self._compiled is None:
                 self._compiled = torch.compile(self.function, backend=self.backend, **_LIMIT)
             return self._compiled(*arguments)
-        # Torch before 2.12, in which the limit belongs to all functions.
+        # An older torch, in which the limit belongs to all functions.
         if self._compiled is None:
             self._compiled = torch.compile(self.function, backend=self.backend)
         name = next(n for n in _NAMES if hasattr(_dynamo.config, n))

@@ -48,7 +48,7 @@ def test_it_is_compiled_after_so_many_calls():
 
 @pytest.mark.parametrize("by_function", [True, False])
 def test_more_shapes_than_torch_compiles_by_itself(by_function, monkeypatch):
-    if not by_function:  # as in torch before 2.12
+    if not by_function:  # as in an older torch
         monkeypatch.setattr(compiling, "_LIMIT", {})
     backend = Backend()
     function = OftenCalled(double, calls=0, backend=backend)
