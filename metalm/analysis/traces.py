@@ -41,7 +41,7 @@ FLUSH = Quantity(
     "mean flush gate",
     "Gates of the update rule: flush",
     "Share of the way back to W0 at each update, as a mean over the coordinates of a tensor, and 1 "
-    "where all weights went back because an article begins; along the same articles.",
+    "where all went back because an article seemed to begin; along the same articles.",
 )
 QUANTITIES = {quantity.key: quantity for quantity in (DISTANCE, UPDATE, FLUSH)}
 
