@@ -34,6 +34,8 @@ class SegmentScore(NamedTuple):
     """[time] or [texts, time], minus log probability of each target."""
     lost: Tensor
     """bool, [] or [texts]: far worse than a uniform guess."""
+    tokens: Tensor
+    """int64 [time] or [time, texts], the targets; a rule may look at them."""
 
 
 class ModuleLoss:
@@ -73,7 +75,8 @@ class ModuleLoss:
         found: Tensor | TwoLosses = losses
         if self.surprise:
             found = TwoLosses(losses, by_surprise(nats, self.surprise).sum(-1) / self.segment)
-        return found, SegmentScore(nats.detach(), lost), state
+        tokens = batch.targets if alone else batch.targets.t()
+        return found, SegmentScore(nats.detach(), lost, tokens), state
 
     def _one(self, parameters: Parameters, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         logits, state = self.logits(parameters, inputs.unsqueeze(0), state)

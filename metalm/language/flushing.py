@@ -34,24 +34,28 @@ class Flushing(AbstractUpdateRule):
     which sees gradient and weight (`metalm.meta.rules.gated`); such gates do not find the place
     (EXPERIMENTS.md).
 
-    For reading: the network is not learned through the updates. Fast tensors must have rows, and
-    the loss must keep the tokens of a step (``aux.tokens``, int64 [time, rows]).
+    For reading: the network is not learned through the updates. The loss must keep the tokens of a
+    step (``aux.tokens``, int64 [time, rows]).
 
     Args:
         inner: Any rule.
         starts: Tells where articles begin.
+        rows: Whether fast tensors have rows; else [rows] is left out of every shape here.
     """
 
-    def __init__(self, inner: AbstractUpdateRule, starts: ArticleStarts) -> None:
+    def __init__(
+        self, inner: AbstractUpdateRule, starts: ArticleStarts, *, rows: bool = True
+    ) -> None:
         super().__init__()
-        self.inner, self.starts = inner, starts
+        self.inner, self.starts, self.rows = inner, starts, rows
 
     def initial_state(self, fast: Parameters) -> FlushState:
         """No token was read yet."""
         weight = next(iter(fast.values()))
+        rows = weight.shape[:1] if self.rows else torch.Size()
         return FlushState(
-            torch.zeros(len(weight), dtype=torch.bool, device=weight.device),
-            torch.full((len(weight), WINDOW - 1), END_OF_LINE, device=weight.device),
+            torch.zeros(rows, dtype=torch.bool, device=weight.device),
+            torch.full((*rows, WINDOW - 1), END_OF_LINE, device=weight.device),
             self.inner.initial_state(fast),
         )
 
@@ -62,11 +66,10 @@ class Flushing(AbstractUpdateRule):
     def observe(self, state: FlushState, losses: Tensor, aux: Any = None) -> FlushState:
         """Look at the tokens of the step."""
         flush, before, inner = state
-        tokens = torch.cat((before.t(), aux.tokens))
+        tokens = torch.cat((before.movedim(-1, 0), aux.tokens))
         flush = (self.starts(windows_of(tokens)) > 0).any(0)
-        return FlushState(
-            flush, tokens[1 - WINDOW :].t().contiguous(), self.inner.observe(inner, losses, aux)
-        )
+        before = tokens[1 - WINDOW :].movedim(0, -1).contiguous()
+        return FlushState(flush, before, self.inner.observe(inner, losses, aux))
 
     def forward(
         self,
@@ -96,12 +99,12 @@ class Flushing(AbstractUpdateRule):
     ) -> FlushState:
         """The same step in place; see `AbstractUpdateRule.update_`."""
         flush, before, inner = state
-        for row in flush.nonzero().flatten().tolist():
+        for place in flush.nonzero().tolist():  # [row], or [] for the whole tensor
             for name, weight in fast.items():
-                weight[row] = slow[name]
+                weight[tuple(place)] = slow[name]
         inner = self.inner.update_(fast, gradients, slow, inner, coefficients)
         return FlushState(flush, before, inner)
 
 
 def _beside(flush: Tensor, weight: Tensor) -> Tensor:
-    return flush.view(-1, *(1,) * (weight.dim() - 1))
+    return flush.view(*flush.shape, *(1,) * (weight.dim() - flush.dim()))

@@ -96,6 +96,8 @@ def _settings(title: str, reading: ReadingSettings) -> str:
         f"- {title}: segments of {reading.segment} tokens, {numbers}; cache theta "
         f"{cache.theta:.4g}, lambda {cache.share:.4g}, window {cache.window}."
     )
+    if reading.flush:
+        text += " Fast weights go back where the text shows that an article begins."
     if reading.perplexity is not None and reading.cached_perplexity is not None:
         text += (
             f" Perplexity per word of the validation text: {reading.perplexity:.2f}, with the "

@@ -12,10 +12,20 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from metalm.adapt import AdaptiveReader
 from metalm.language import compact, pretrained_files
-from metalm.language.methods import NAMES, SURPRISE, Method, TrainedModels, set_scales
+from metalm.language.article_starts import ArticleStarts
+from metalm.language.flushing import Flushing
+from metalm.language.methods import (
+    NAMES,
+    SURPRISE,
+    Learning,
+    Method,
+    TrainedModels,
+    set_scales,
+)
 from metalm.language.model import LanguageModel
 from metalm.language.model_card import model_card
 from metalm.language.pretrained_config import PretrainedConfig, ReadingSettings
@@ -28,6 +38,8 @@ SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 """Where the package keeps the model that comes with it."""
 
 ReadingMode = Literal["reset", "carry"]
+
+_STARTS = "starts."  # before the names of its tensors in the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +54,8 @@ class Pretrained:
     """Text to tokens."""
     config: PretrainedConfig
     """Sizes, tuned settings, origin."""
+    starts: ArticleStarts | None = None
+    """Tells where articles begin, for reading with a flush."""
 
     @classmethod
     def from_pretrained(
@@ -75,6 +89,7 @@ class Pretrained:
         model = LanguageModel(config.model)
         try:
             rule = empty_rule(model, config.rule)
+            starts = _taken_starts(tensors, config)
             compact.restore(model, rule, tensors)
             if vocabulary.size != config.model.vocabulary_size:
                 raise ValueError(
@@ -91,6 +106,7 @@ class Pretrained:
             rule=rule.to(device).requires_grad_(False),
             vocabulary=vocabulary,
             config=config,
+            starts=None if starts is None else starts.to(device),
         )
 
     def save_pretrained(
@@ -120,6 +136,8 @@ class Pretrained:
         num_parameters = sum(weight.numel() for weight in self.model.parameters())
         card = model_card(self.config, num_parameters, name or folder.name)
         tensors = forms[dtype](self.model, self.rule)
+        if self.starts is not None:
+            tensors |= {_STARTS + key: value for key, value in self.starts.state_dict().items()}
         pretrained_files.write(folder, self.config, tensors, self.vocabulary, card)
 
     def push_to_hub(
@@ -184,7 +202,7 @@ class Pretrained:
         set_scales(rule, reading.settings)
         return AdaptiveReader(
             self.model,
-            rule,
+            Flushing(rule, self._starts(), rows=False) if reading.flush else rule,
             choose(self.model, self.config.rule.adapt),
             segment=reading.segment,
             start_token=END_OF_LINE,
@@ -200,21 +218,51 @@ class Pretrained:
             rules={"joint": self.rule},
             rival_names=(),
             statistics={},
+            starts=self.starts,
         )
 
     def methods(self, mode: ReadingMode = "reset") -> list[Method]:
         """What the evaluation compares: the model static, learning, and learning with the cache."""
         reading = self.reading_settings(mode)
+        way: Learning = "joint-flush" if reading.flush else "joint"
         learning = Method(
-            name=NAMES["joint"],
+            name=NAMES[way],
             model="joint",
-            learning="joint",
+            learning=way,
             segment=reading.segment,
             settings=dict(reading.settings),
         )
         static = Method(name=NAMES["none"], model="joint", learning="none", segment=64)
         cached = learning.with_(name=f"{learning.name} + cache", cache=reading.cache)
         return [static, learning, cached]
+
+    def _starts(self) -> ArticleStarts:
+        if self.starts is None:
+            raise ValueError(
+                "nothing tells where articles begin; expected starts, since the settings flush, "
+                "found none; give them, or change the settings"
+            )
+        return self.starts
+
+
+def _taken_starts(tensors: dict[str, Tensor], config: PretrainedConfig) -> ArticleStarts | None:
+    """What tells where articles begin, its tensors taken out of the others.
+
+    Raises:
+        ValueError: tensors of another form, or none where the settings flush.
+    """
+    found = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_STARTS)}
+    if not found:
+        if config.reset.flush or config.carry.flush:
+            raise ValueError("expected what tells where articles begin, found no such tensors")
+        return None
+    network = ArticleStarts(config.model.vocabulary_size)
+    try:
+        network.load_state_dict({key.removeprefix(_STARTS): t for key, t in found.items()})
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"expected what tells where articles begin, found '{reason}'") from error
+    return network.eval().requires_grad_(False)
 
 
 def _local_folder(source: str | Path) -> Path | None:

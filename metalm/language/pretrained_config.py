@@ -22,6 +22,8 @@ class ReadingSettings:
     """Numbers of the rule that are tuned and not learned."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     """The cache that goes with them."""
+    flush: bool = False
+    """Whether fast weights go back to W_0 where the text shows that an article begins."""
     perplexity: float | None = None
     """Per word, on the validation text of the tuning, without the cache."""
     cached_perplexity: float | None = None

@@ -28,8 +28,8 @@ from metalm.language.presets import PRESETS, ExperimentConfig
 from metalm.language.pretrained import SHIPPED, Pretrained
 from metalm.language.pretrained_config import Origin, PretrainedConfig, ReadingSettings
 from metalm.language.run_folder import RunFolder
-from metalm.language.trained import load_model, load_rule
-from metalm.language.trials import choose_settings, trial_from_json
+from metalm.language.trained import article_starts, load_model, load_rule
+from metalm.language.trials import Trial, choose_settings, trial_from_json
 from metalm.language.vocabulary import Vocabulary
 from metalm.meta.parameters import choose
 
@@ -79,8 +79,11 @@ def pretrained_of(run: RunFolder, command: str | None = None) -> Pretrained:
     config = dataclasses.replace(config, device="cpu")
     model = load_model(run, "joint", config)
     rule = load_rule(run, "joint", config, choose(model, config.rule.adapt))
+    starts = article_starts(run, config, None)
     reset = tuned(run, "reset")
-    carry = tuned(run, "carry") if _tuning(run, "carry").exists() else reset
+    carry = reset
+    if _tuning(run, "carry").exists():
+        carry = tuned(run, "carry", may_flush=starts is not None)
     return Pretrained(
         model=model,
         rule=rule,
@@ -97,19 +100,28 @@ def pretrained_of(run: RunFolder, command: str | None = None) -> Pretrained:
                 version=importlib.metadata.version("metalm"),
             ),
         ),
+        starts=starts if carry.flush else None,
     )
 
 
-def tuned(run: RunFolder, mode: str) -> ReadingSettings:
+def tuned(run: RunFolder, mode: str, *, may_flush: bool = False) -> ReadingSettings:
     """The best settings of the joint model without a cache, and the best cache beside them.
+
+    Args:
+        run: tuned in this mode.
+        mode: "reset" or "carry".
+        may_flush: whether settings that were tuned with a flush are among them.
 
     Raises:
         ValueError: the run is not tuned in this mode, or its file of trials is damaged.
     """
     path = _tuning(run, mode)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))["joint"]
-        best = choose_settings([trial_from_json(trial) for trial in stored], cached=False)
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        best = _best(stored["joint"])
+        flushing = _best(stored["joint-flush"]) if may_flush and "joint-flush" in stored else best
+        flush = flushing.perplexity < best.perplexity
+        best = flushing if flush else best
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{run.folder} has no settings for reading; expected the trials of 'joint' in {path}, "
@@ -121,7 +133,12 @@ def tuned(run: RunFolder, mode: str) -> ReadingSettings:
         cache=best.cache,
         perplexity=best.perplexity,
         cached_perplexity=best.cached_perplexity,
+        flush=flush,
     )
+
+
+def _best(stored: Sequence[Mapping[str, Any]]) -> Trial:
+    return choose_settings([trial_from_json(trial) for trial in stored], cached=False)
 
 
 def ship(pretrained: Pretrained, folder: Path, dtype: torch.dtype, limit: int) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from metalm.adapt import AdaptiveReader
+from metalm.language.flushing import Flushing
 from metalm.language.model import LanguageModel, ModelConfig
 from metalm.language.reading import Reader
 from metalm.meta.low_rank import LowRank
@@ -79,6 +80,24 @@ def test_metalms_own_model_is_read_as_its_own_reader_does(texts):
     expected = Reader(model, rule, names, SEGMENT).read([t.astype(np.int32) for t in texts], 3)
     for reading, nats in zip(adaptive.read_texts(texts), expected.nats, strict=True):
         np.testing.assert_allclose(reading.nats, nats, rtol=1e-10)
+
+
+class Begins(nn.Module):
+    """Stands for the network that tells where articles begin: at every 3."""
+
+    def forward(self, windows):
+        return (windows[..., -1] == 3).float() - 0.5
+
+
+def test_texts_that_are_read_together_flush_for_themselves(recurrent, texts):
+    inner = GradientDescent(0.7, 0.05)
+    flushing = AdaptiveReader(recurrent, Flushing(inner, Begins(), rows=False), segment=SEGMENT)
+    texts = [*texts, np.array([1, 4, 5, 7, 6, 2, 3, 2, 2, 9, 10, 4, 5])]
+    alone = flushing.read_texts(texts)
+    for one, other in zip(flushing.read_texts(texts, together=3), alone, strict=True):
+        np.testing.assert_allclose(one.nats, other.nats, rtol=1e-10)
+    plain = flushing.with_rule(inner).read_texts(texts)
+    assert abs(alone[-1].nats - plain[-1].nats)[1:].max() > 0.01
 
 
 @pytest.mark.parametrize("place", range(13))

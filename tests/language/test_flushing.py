@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from metalm.adapt import AdaptiveReader
 from metalm.language.article_starts import WINDOW
 from metalm.language.comparison import compared_methods
 from metalm.language.experiment import evaluate, tune_run
@@ -16,6 +17,7 @@ from metalm.language.flushing import Flushing
 from metalm.language.reading import Reader
 from metalm.language.reading_curves import DISTANCE, FLUSH, UPDATE, CurveRecorder
 from metalm.language.trained import load_trained
+from metalm.language.vocabulary import END_OF_LINE
 from metalm.meta.rules import GradientDescent
 from metalm.meta.rules.gated import Gated
 from metalm.meta.rules.learned_rates import LearnedRates
@@ -91,6 +93,52 @@ def test_rows_flush_for_themselves(tiny_model, stream):
     for rows in (2, 5):
         for one, other in zip(reader.read(texts, rows).nats, alone, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-10)
+
+
+@of_both_cells
+def test_any_language_models_reader_flushes_at_the_same_places(tiny_model, stream):
+    """Its weights have no rows."""
+    model = tiny_model()
+    inner = GradientDescent(0.7, 0.05)
+    names = [name for name, _ in model.named_parameters()]
+    texts = [stream, stream[5:], stream[::-1].copy(), stream[9:]]
+    expected = Reader(model, Flushing(inner, Marked()), names, SEGMENT).read(texts).nats
+    reader = AdaptiveReader(
+        model,
+        Flushing(inner, Marked(), rows=False),
+        names,
+        segment=SEGMENT,
+        start_token=END_OF_LINE,
+        initial_state=model.initial_state,
+        batch_first=False,
+    )
+    for reading, nats in zip(reader.read_texts(texts), expected, strict=True):
+        np.testing.assert_allclose(reading.nats, nats, rtol=1e-10)
+
+
+@of_both_cells
+def test_a_flush_does_not_miss_an_article_that_begins_between_two_calls(
+    tiny_model, stream, tmp_path
+):
+    """9 is the last token of the first call, 3 the first of the second, from a file between."""
+    model = tiny_model()
+    names = [name for name, _ in model.named_parameters()]
+    reader = AdaptiveReader(
+        model,
+        Flushing(GradientDescent(0.7, 0.05), Marked(), rows=False),
+        names,
+        segment=SEGMENT,
+        start_token=END_OF_LINE,
+        initial_state=model.initial_state,
+        batch_first=False,
+    )
+    whole = reader.read(stream).nats
+    first, state = reader.read(stream[: 3 * SEGMENT])
+    reader.save(state, tmp_path / "state.safetensors")
+    second = reader.read(stream[3 * SEGMENT :], reader.load(tmp_path / "state.safetensors")).nats
+    np.testing.assert_array_equal(np.concatenate([first, second]), whole)
+    assert stream[3 * SEGMENT - 1] == 9
+    assert stream[3 * SEGMENT] == 3
 
 
 @of_both_cells

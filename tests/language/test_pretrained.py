@@ -16,7 +16,9 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 
 from metalm.language import compact, pretrained, ship
+from metalm.language.article_starts import train_article_starts
 from metalm.language.cache import CacheConfig
+from metalm.language.flushing import Flushing
 from metalm.language.pretrained import Pretrained
 from metalm.language.pretrained_config import ReadingSettings
 from metalm.language.reading import Reader
@@ -128,6 +130,60 @@ def test_it_reads_as_the_evaluation_does(model, trained_run, tmp_path):
     first = scored.scores.articles[0].losses["metalm"]
     words = articles[0].words
     np.testing.assert_allclose(first, np.bincount(words, expected.nats[0]), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def flushing_model(tuned_run, trained_run, tmp_path_factory):
+    """The same run, tuned with a flush in the carry-on mode as well."""
+    folder = RunFolder(tmp_path_factory.mktemp("flushing") / "run")
+    shutil.copytree(tuned_run.folder, folder.folder)
+    config, corpus, _ = trained_run
+    network = train_article_starts(corpus.train, config.model.vocabulary_size, 1)
+    folder.save("article-starts", network.state_dict(), {})
+    trial = Trial(
+        segment=5,
+        settings=SCALES,
+        perplexity=19.0,
+        cached_perplexity=18.0,
+        cache=CACHE,
+        seconds=1.0,
+    )
+    better = dataclasses.replace(trial, perplexity=18.5)
+    stored = {"joint": [trial_to_json(trial)], "joint-flush": [trial_to_json(better)]}
+    (folder.folder / "tuning-carry.json").write_text(json.dumps(stored))
+    return ship.pretrained_of(folder)
+
+
+def test_a_stream_is_read_with_the_flush_that_was_tuned(flushing_model, trained_run, tmp_path):
+    assert flushing_model.config.carry.flush
+    assert not flushing_model.config.reset.flush
+    flushing_model.save_pretrained(tmp_path / "saved", torch.bfloat16)
+    loaded = Pretrained.from_pretrained(tmp_path / "saved")
+    for name, tensor in flushing_model.starts.state_dict().items():
+        assert torch.equal(loaded.starts.state_dict()[name], tensor)
+    assert "where the text shows that an article begins" in (
+        tmp_path / "saved/README.md"
+    ).read_text(encoding="utf-8")
+    models, (_, method, _) = flushing_model.trained_models(), flushing_model.methods("carry")
+    assert method.name == "metalm, flushing"
+    rule = models.rule(method)
+    assert isinstance(rule, Flushing)
+    stream = np.concatenate([article.tokens for article in trained_run[1].test])
+    names = models.fast_names(method)
+    expected = Reader(flushing_model.model, rule, names, 5, surprise=0.4).read([stream])
+    found = flushing_model.reader("carry").read(stream).nats
+    np.testing.assert_allclose(found, expected.nats[0], rtol=1e-4)
+    plain = Reader(flushing_model.model, rule.inner, names, 5, surprise=0.4).read([stream])
+    assert abs(plain.nats[0] - expected.nats[0]).max() > 0.01  # it did flush
+
+
+def test_settings_that_flush_need_what_tells_where(flushing_model, tmp_path):
+    without = dataclasses.replace(flushing_model, starts=None)
+    with pytest.raises(ValueError, match="nothing tells where articles begin; expected starts"):
+        without.reader("carry")
+    without.save_pretrained(tmp_path / "without")
+    with pytest.raises(ValueError, match="do not fit each other; expected what tells where"):
+        Pretrained.from_pretrained(tmp_path / "without")
 
 
 def test_half_precision_rounds_and_no_more(model, tmp_path, text):
