@@ -11,7 +11,7 @@ from metalm.analysis.scores import Scores
 Members = tuple[str, ...]
 """A family's methods."""
 
-WITH_CACHE = " + cache"
+WITH_CACHE = (" + cache", " + learned cache")
 # Families that adapt: so many are drawn without a choice, and otherwise so many of each side.
 MOST_FAMILIES = 5
 OF_EACH_SIDE = 2
@@ -70,8 +70,11 @@ def family(method: str, methods: Sequence[str]) -> str:
         >>> family("a + cache", ["a", "a + cache"]), family("b + cache", ["a", "b + cache"])
         ('a', 'b + cache')
     """
-    base = method.removesuffix(WITH_CACHE)
-    return base if base in methods else method
+    for suffix in WITH_CACHE:
+        base = method.removesuffix(suffix)
+        if base != method and base in methods:
+            return base
+    return method
 
 
 def _place(members: Members, best: Mapping[Members, Sequence[float]]) -> int:

@@ -7,7 +7,9 @@ from metalm.analysis.scores import Scores
 
 MEANS = {
     "cache": {"cache"},
+    "learned cache": {"learned cache", "cache"},
     "two rates": {"two rates"},
+    "learned mixture + cache": {"learned cache"},
     "learned mixture": {"learned mixture", "two rates"},
 }
 """What a method may have beside the others, by the words in its name that say so."""

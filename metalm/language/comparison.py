@@ -37,6 +37,9 @@ TUNED: tuple[tuple[str, Learning, ModelName], ...] = (
 # What is tried with two rates: metalm, and the best rival, so that both have the same means.
 _IN_TWO: tuple[Learning, ...] = ("rms", "joint", "rms-flush", "joint-flush")
 
+# Where, beside a cache with a fixed lambda, one is compared whose lambda a network says.
+_LEARNED_CACHE: tuple[Learning, ...] = ("none", *_IN_TWO)
+
 # Fast copies, what is said of them, and whether a network adjusts their mixture.
 _WAYS_TO_MIX: tuple[tuple[int, str, bool], ...] = (
     (1, "", False),
@@ -121,7 +124,9 @@ def _start(
     return choose_settings(trials, cached=False, segment=segments[0]).settings or None
 
 
-def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
+def compared_methods(
+    trials: Trials, *, ablations: bool = True, learned_cache: bool = False
+) -> list[Method]:
     """The lines of the comparison, with the settings that validation chose.
 
     Dynamic evaluation by plain gradients (sgd) has a cache only if rms with one is not better.
@@ -129,6 +134,7 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
     Args:
         trials: of every way of learning that is compared.
         ablations: whether metalm is there with W_0 frozen too, and at its longest segments.
+        learned_cache: whether one copy is there also with a cache whose lambda a network says.
     """
     methods: list[Method] = []
     for name, learning, model in TUNED:
@@ -151,6 +157,10 @@ def compared_methods(trials: Trials, *, ablations: bool = True) -> list[Method]:
                 continue  # an ablation, or not the best rival with a cache: not asked
             title = "cache" if learning == "none" else f"{title} + cache"
             methods.append(_method(title, learning, model, cached, cached.cache, learned))
+            if learned_cache and copies == 1 and learning in _LEARNED_CACHE:
+                title = f"{NAMES[learning]} + " if learning != "none" else ""
+                title += "learned cache"
+                methods.append(_method(title, learning, model, cached, cached.cache, True))
     longest = max((t.segment for t in trials.get("joint", [])), default=0)
     main = [m for m in methods if m.name == NAMES["joint"]]
     if ablations and main and main[0].segment != longest:

@@ -38,19 +38,20 @@ def nats_of_copies(
 
     One copy is mixed with its cache by the fixed share (Grave, Joulin, Usunier 2017, equation 3).
     Several copies begin with equal weights, beside a cache that begins with its share, and are
-    mixed as `mixing.py` has it, or `mixture_network.py`. The cache is that of the last copy.
+    mixed as `mixing.py` has it, or `mixture_network.py`; with a network so are one copy and its
+    cache. The cache is that of the last copy.
 
     Args:
         copies: readings of the same texts.
         theta: place of the cache's theta among those that were read with; None for no cache.
         share: lambda.
-        network: adjusts the weights of several copies; None leaves them.
+        network: adjusts the weights of the mixture; None leaves them.
 
     Returns:
         For each text, [tokens].
     """
     texts = range(len(copies[0].nats))
-    if len(copies) == 1:
+    if len(copies) == 1 and network is None:
         return [_alone(copies[0], text, theta, share) for text in texts]
     found = []
     for text in texts:

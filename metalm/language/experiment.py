@@ -117,6 +117,15 @@ def read_trials(folder: RunFolder, mode: str) -> Trials:
         ) from error
 
 
+def compared(config: ExperimentConfig, trials: Trials, mode: str) -> list[Method]:
+    """What a run compares in one mode."""
+    return compared_methods(
+        trials,
+        ablations=mode in config.evaluation.ablations,
+        learned_cache=config.tuning.learned_cache,
+    )
+
+
 def mix(
     config: ExperimentConfig,
     models: TrainedModels,
@@ -130,7 +139,7 @@ def mix(
     def say(name: str) -> None:
         _say(f"training the mixture ({mode}) of {name}")
 
-    methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
+    methods = compared(config, trials, mode)
     with ReadingProgress(f"mixtures, {mode}") as progress:
         return run_mixtures(
             models, methods, corpus.valid, config.tuning, mode, folder, say, progress
@@ -150,7 +159,7 @@ def choose_temperatures(
     def say(name: str, temperature: float) -> None:
         _say(f"temperature ({mode}) of {name}: {temperature:.3g}")
 
-    methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
+    methods = compared(config, trials, mode)
     grid = config.evaluation.temperatures
     with ReadingProgress(f"temperatures, {mode}") as progress:
         return run_temperatures(
@@ -172,7 +181,7 @@ def score(
 ) -> Scored:
     """Scores a split in one mode; every finished reading is kept in the run's folder."""
     store = ReadingStore(folder.folder / "readings" / f"{split}-{mode}")
-    methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
+    methods = compared(config, trials, mode)
     with ReadingProgress(f"{split}, {mode}") as progress:
         rows = config.evaluation.rows
         scored = score_split(
@@ -236,7 +245,7 @@ def evaluate(
             config, models, trials, articles, folder, title, mode, mixtures, unknown, warm
         )
         scored[mode] = found
-        methods = compared_methods(trials, ablations=mode in config.evaluation.ablations)
+        methods = compared(config, trials, mode)
         cost[mode] = first_alone(partial(_cost, config, models, methods, articles, mode, found))
 
     def report() -> Path:

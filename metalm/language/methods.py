@@ -55,7 +55,8 @@ class Method:
     multiples: tuple[float, ...] = (1.0,)
     """What multiplies the rate in each fast copy; several copies are mixed (`mixing.py`)."""
     learned_mixture: bool = False
-    """Whether a network adjusts the weights of the mixture (`mixture_network.py`)."""
+    """Whether a network adjusts the weights of the mixture (`mixture_network.py`): of several
+    copies, or of one and its cache."""
 
     @property
     def surprise(self) -> float:

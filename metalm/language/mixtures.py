@@ -29,7 +29,7 @@ def run_mixtures(
     report: Callable[[str], None] | None = None,
     progress: Begin | None = None,
 ) -> Mixtures:
-    """The networks of the methods that have one, from the run's folder if they are there.
+    """The networks of the methods that have one, from the run's folder as far as they are there.
 
     Args:
         models: the trained weights.
@@ -44,25 +44,29 @@ def run_mixtures(
     wanted = {method.name: described(method) for method in methods if method.learned_mixture}
     if not wanted:
         return {}
-    kept = kept_mixtures(folder, mode)
-    if kept is not None and kept[1] == wanted:
-        return kept[0]
-    mixed = [method for method in methods if method.learned_mixture]
-    for name in wanted:
-        if report is not None:
-            report(name)
+    networks, mixed_before = kept_mixtures(folder, mode) or ({}, {})
+    known = {name for name, copies in wanted.items() if mixed_before.get(name) == copies}
+    networks = {name: networks[name] for name in wanted if name in known}
+    missing = [method for method in methods if method.name in wanted.keys() - known]
+    if not missing:
+        return networks
+    if report is not None:
+        for method in missing:
+            report(method.name)
     text = tuning_text(articles, config, mode)
-    read = read_methods(models, mixed, text.texts, config.rows, confidence=True, progress=progress)
-    networks: dict[str, MixtureNetwork] = {
-        method.name: network_of_copies(*of_method)
-        for method, of_method in zip(mixed, read, strict=True)
-    }
+    read = read_methods(
+        models, missing, text.texts, config.rows, confidence=True, progress=progress
+    )
+    for method, of_method in zip(missing, read, strict=True):
+        networks[method.name] = network_of_copies(*of_method)
     tensors, meta = pack({name: network.state_dict() for name, network in networks.items()})
     folder.save(_file(mode), tensors, meta | {"methods": wanted})
-    return networks
+    return {name: networks[name] for name in wanted}
 
 
-def kept_mixtures(folder: RunFolder, mode: str) -> tuple[Mixtures, dict[str, Any]] | None:
+def kept_mixtures(
+    folder: RunFolder, mode: str
+) -> tuple[dict[str, MixtureNetwork], dict[str, Any]] | None:
     """The networks that lie in a run's folder, and the copies that each of them mixes.
 
     Raises:

@@ -70,7 +70,9 @@ def reader_of_run(folder: RunFolder, device: str | None = None) -> TextReader:
     mixtures, _ = kept_mixtures(folder, MODE) or ({}, {})
     methods = [
         method
-        for method in compared_methods(read_trials(folder, MODE), ablations=False)
+        for method in compared_methods(
+            read_trials(folder, MODE), ablations=False, learned_cache=config.tuning.learned_cache
+        )
         if method.model in models.models
         and (method.learning != "rms" or method.segment in models.statistics)
         and (method.name in mixtures or not method.learned_mixture)

@@ -117,7 +117,12 @@ def small() -> ExperimentConfig:
         # As long as what will be read: rates that suit the first 1,500 tokens of an article are too
         # high for the rest (EXPERIMENTS.md).
         tuning=TuningConfig(
-            articles=5, tokens=6000, carry_tokens=2400, spreads=(2.0, 3.0), flush=True
+            articles=5,
+            tokens=6000,
+            carry_tokens=2400,
+            spreads=(2.0, 3.0),
+            flush=True,
+            learned_cache=True,
         ),
         evaluation=EvaluationConfig(rows=12),
     )
@@ -154,7 +159,11 @@ def awd_lstm() -> ExperimentConfig:
         rule=RuleTrainingConfig(segment=10),
         joint=JointTrainingConfig(tokens=4_200_000, segment=10, model_learning_rate=3e-4),
         tuning=TuningConfig(
-            tokens=6000, carry_tokens=3000, rule_segments=(10, 20, 5), spreads=(2.0, 3.0)
+            tokens=6000,
+            carry_tokens=3000,
+            rule_segments=(10, 20, 5),
+            spreads=(2.0, 3.0),
+            learned_cache=True,
         ),
         evaluation=EvaluationConfig(
             rows=60, temperatures=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3)
@@ -252,7 +261,9 @@ def wikitext_103() -> ExperimentConfig:
         # An article's fast weights are 64 million numbers, so few rows; the rest is a guess.
         rule=RuleTrainingConfig(tokens=1_000_000, rows=8, unroll=8),
         joint=JointTrainingConfig(tokens=20_000_000, rows=8, unroll=4, model_learning_rate=1e-3),
-        tuning=TuningConfig(articles=5, tokens=6000, carry_tokens=2400, spreads=(2.0, 3.0)),
+        tuning=TuningConfig(
+            articles=5, tokens=6000, carry_tokens=2400, spreads=(2.0, 3.0), learned_cache=True
+        ),
         evaluation=EvaluationConfig(rows=8),
     )
 

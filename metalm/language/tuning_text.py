@@ -53,6 +53,10 @@ class TuningConfig:
     spreads: tuple[float, ...] = ()
     """Two fast copies are tried with the best rate times and over each of these numbers."""
 
+    learned_cache: bool = False
+    """Whether rivals and metalm come also with a cache whose lambda depends on the context: a
+    network that is trained on this text says it for each token (`mixture_network.py`)."""
+
     def __post_init__(self) -> None:
         """Checks the text and the grids."""
         refuse_empty(self, "tuning", "adapt", "segments", "rule_segments", "thetas", "shares")

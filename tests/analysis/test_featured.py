@@ -103,7 +103,15 @@ def test_one_side_alone_has_its_best_two():
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("a + cache", "a"), ("a", "a"), ("b + cache", "b + cache"), ("cache", "cache")],
+    [
+        ("a + cache", "a"),
+        ("a + learned cache", "a"),
+        ("a", "a"),
+        ("b + cache", "b + cache"),
+        ("b + learned cache", "b + learned cache"),
+        ("cache", "cache"),
+        ("learned cache", "learned cache"),
+    ],
 )
 def test_a_family_is_a_method_with_and_without_the_cache(method, name):
     assert family(method, ["a", "a + cache", "b + cache", "cache"]) == name

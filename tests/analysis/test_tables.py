@@ -62,6 +62,12 @@ def test_rivals_are_matched_by_their_means(simulate):
     }
     assert matched_rival(copies, "metalm, learned mixture + cache") == "sgd, learned mixture"
     assert matched_rival(copies, "metalm + cache") == "cache"
+    ours = ("metalm + cache", "metalm + learned cache", "metalm, learned mixture + cache")
+    losses |= {"learned cache": [0.3], **{name: [0.2] for name in ours}}
+    learned = Scores(
+        methods=tuple(losses), articles=(ArticleScores(title="A", words=words, losses=losses),)
+    )
+    assert [matched_rival(learned, name) for name in ours] == ["cache", *["learned cache"] * 2]
     assert set(compare_with_rivals(scores)) == {"metalm", "metalm + cache"}
 
 

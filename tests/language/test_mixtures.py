@@ -25,6 +25,11 @@ ALONE = Method(
     learned_mixture=True,
 )
 CACHED = ALONE.with_(name="two, learned mixture + cache", cache=CacheConfig(window=6))
+ONE = ALONE.with_(
+    name="one + learned cache",
+    multiples=(1.0,),
+    cache=CacheConfig(window=6),
+)
 STATIC = Method(name="static", model="control", learning="none", segment=64)
 
 
@@ -45,8 +50,14 @@ def test_networks_are_kept_and_used_again(models, articles, folder):
             for key, value in network.state_dict().items():
                 assert torch.equal(value, other[name].state_dict()[key])
     assert len(told) == 2
-    changed = [ALONE.with_(settings={"rate_scale": 1.5, "decay_scale": 0.5}), CACHED]
-    run_mixtures(models, changed, articles, CONFIG, "reset", folder, told.append)
+    changed = [ALONE.with_(settings={"rate_scale": 1.5, "decay_scale": 0.5}), CACHED, ONE]
+    more = run_mixtures(models, changed, articles, CONFIG, "reset", folder, told.append)
+    assert told[2:] == [ALONE.name, ONE.name]  # what was there for the others stays
+    assert [*more] == [method.name for method in changed]
+    for key, value in found[CACHED.name].state_dict().items():
+        assert torch.equal(value, more[CACHED.name].state_dict()[key])
+    fewer = run_mixtures(models, [ONE], articles, CONFIG, "reset", folder, told.append)
+    assert [*fewer] == [ONE.name]
     assert len(told) == 4
     assert run_mixtures(models, [STATIC], articles, CONFIG, "carry", folder) == {}
     assert kept_mixtures(folder, "carry") is None
@@ -62,7 +73,7 @@ def test_a_damaged_file_is_named(models, articles, folder):
 
 @pytest.mark.parametrize("mode", ["reset", "carry"])
 def test_scores_are_those_of_the_networks(models, articles, folder, tmp_path, mode):
-    methods = [STATIC, ALONE, CACHED]
+    methods = [STATIC, ALONE, CACHED, ONE]
     mixtures = run_mixtures(models, methods, articles, CONFIG, mode, folder)
     scored = score_split(models, methods, articles, mode, ReadingStore(tmp_path), mixtures=mixtures)
     texts = [article.tokens for article in articles]

@@ -235,6 +235,30 @@ def test_two_rates_are_compared_where_they_were_tried():
     assert {"metalm, two rates + cache", "dynamic evaluation (RMS), two rates"} <= {*without}
 
 
+def test_caches_with_a_learned_lambda_are_compared_where_that_is_asked():
+    trials = {
+        "none": [trial(64, 9.0, 8.0)],
+        "sgd": [trial(20, 9.0, 6.0, rate=1.0)],
+        "rms": [trial(20, 7.0, 6.5, rate=1.0)],
+        "rule": [trial(20, 7.0, 6.5, rate_scale=1.0)],
+        "joint": [trial(20, 5.5, 5.0, rate_scale=1.0), trial(10, 5.0, 5.2, rate_scale=2.0)],
+    }
+    plain = compared_methods(trials)
+    methods = compared_methods(trials, learned_cache=True)
+    assert [method for method in methods if method.name in {m.name for m in plain}] == plain
+    added = {m.name: m for m in methods if m not in plain}
+    assert [*added] == [
+        "learned cache",
+        "dynamic evaluation (RMS) + learned cache",
+        "metalm + learned cache",
+    ]
+    fixed = {m.name: m for m in plain}
+    for name, method in added.items():
+        assert method.learned_mixture
+        other = fixed[name.replace("learned ", "")]
+        assert method.with_(name=other.name, learned_mixture=False) == other
+
+
 def test_copies_at_two_rates_are_tried_around_the_best_settings(models, articles):
     config = TuningConfig(
         articles=2,
