@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metalm.meta.parameters import Parameters
-from metalm.meta.tree import transform
+from metalm.meta.tree import formed, transform
 from metalm.meta.update_rule import RuleState
 from metalm.training import checkpoint
 from metalm.training.state import pack, unpack
@@ -106,8 +106,8 @@ def load(path: Path | str, model: nn.Module, like: ReadingState) -> ReadingState
     tree = transform(tree, lambda tensor: tensor.to(device))
     return ReadingState(
         fast={name: tree["fast"][name] for name in like.fast},
-        rule_state=_formed(like.rule_state, tree["rule_state"]),
-        model_state=_formed(like.model_state, tree["model_state"]),
+        rule_state=formed(like.rule_state, tree["rule_state"]),
+        model_state=formed(like.model_state, tree["model_state"]),
         last_token=meta["last_token"],
         num_tokens=meta["num_tokens"],
         fallbacks=meta["fallbacks"],
@@ -130,17 +130,3 @@ def _has_names(tree: Any) -> bool:
     if isinstance(tree, (list, tuple)):
         return hasattr(tree, "_fields") or any(_has_names(value) for value in tree)
     return False
-
-
-def _formed(form: Any, tree: Any) -> Any:
-    """The tree with the named tuples of `form`, which a file holds as plain ones."""
-    if isinstance(form, Tensor) or isinstance(tree, Tensor):
-        return tree
-    if isinstance(form, Mapping) and isinstance(tree, Mapping):
-        return {name: _formed(form.get(name), value) for name, value in tree.items()}
-    if isinstance(form, (list, tuple)) and isinstance(tree, (list, tuple)):
-        if len(form) != len(tree):
-            return tree
-        parts = [_formed(own, value) for own, value in zip(form, tree, strict=True)]
-        return type(form)(*parts) if hasattr(form, "_fields") else type(form)(parts)
-    return tree

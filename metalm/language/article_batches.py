@@ -69,6 +69,8 @@ class ArticleRows:
         self._articles, self._order, self._capacity = articles, order, rows
         self._carry_rows = carry_rows
         self._rows: list[_Row] = []
+        self.entered = 0
+        """Articles that have entered so far, but for those that followed in rows that carry on."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -95,6 +97,7 @@ class ArticleRows:
             article = next(self._order, None)
             if article is None:
                 break
+            self.entered += 1
             row = _Row(article, self._articles[article])
             if number < len(self._rows):
                 self._rows[number] = row

@@ -75,6 +75,15 @@ class CacheMemory:
         """The tokens that are kept, at most `window`, oldest first."""
         return self._tokens[self._kept.start : self._kept.stop]
 
+    @property
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """The features and the tokens that are kept, [kept, size] and [kept], oldest first."""
+        return self._keys[self._kept.start : self._kept.stop], self.tokens
+
+    def restore(self, features: Tensor, tokens: Tensor) -> None:
+        """Puts back what `pairs` gave."""
+        self._keys, self._tokens, self._kept = features, tokens, range(len(tokens))
+
     def score(
         self, features: Tensor, targets: Tensor, thetas: Tensor, *, confidence: bool = False
     ) -> CacheScore:

@@ -16,7 +16,7 @@ from metalm.language.methods import (
     TrainedModels,
     between_flushes,
 )
-from metalm.language.trials import Trial, choose_settings
+from metalm.language.trials import BegunTrials, Trial, choose_settings
 from metalm.language.tuning import tune, tune_copies
 from metalm.language.tuning_text import Mode, TuningConfig, tuning_text
 
@@ -63,6 +63,7 @@ def tune_all(
     keep: Callable[[Trials], None] | None = None,
     ablations: bool = True,
     progress: Begin | None = None,
+    begun: BegunTrials | None = None,
 ) -> Trials:
     """Trials of every way of learning whose model is there; those already known are not repeated.
 
@@ -77,28 +78,38 @@ def tune_all(
         keep: told all trials whenever a way of learning is done.
         ablations: whether what `compared_methods` adds for them is tuned too.
         progress: told of every reading as it begins.
+        begun: trials of searches that were stopped, which are not read again; and of these.
     """
     text = tuning_text(articles, config, mode)
     trials: Trials = dict(known or {})
+    begun = begun or BegunTrials()
     for name, learning, model in TUNED:
         if not _is_tuned(models, learning, model, mode, ablations):
             continue
 
+        before = begun.of(name)
+
         def tell(trial: Trial, name: str = name) -> None:
             if report is not None:
                 report(name, trial)
+            begun.add(name, trial)
 
         if name not in trials:
             # A flush leaves what the other mode has: articles that begin from W_0.
             start = _start((other or {}).get(between_flushes(learning), []), config, learning)
-            trials[name] = tune(models, learning, model, text, config, tell, start, progress)
+            trials[name] = tune(
+                models, learning, model, text, config, tell, start, progress, before
+            )
             if keep is not None:
                 keep(trials)
         if learning in _IN_TWO and not any(len(t.multiples) > 1 for t in trials[name]):
-            more = tune_copies(models, learning, model, text, config, trials[name], tell, progress)
+            more = tune_copies(
+                models, learning, model, text, config, trials[name], tell, progress, before
+            )
             trials[name] = [*trials[name], *more]
             if keep is not None and more:
                 keep(trials)
+        begun.done(name)
     return trials
 
 

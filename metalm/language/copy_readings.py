@@ -22,6 +22,7 @@ from metalm.language.methods import Method, TrainedModels
 from metalm.language.reading import CacheGrid, Reader, Readings
 from metalm.language.reading_curves import CurveRecorder
 from metalm.language.shared_texts import deal, gathered
+from metalm.language.unfinished import Unfinished
 from metalm.meta.rules.side_by_side import SideBySide
 from metalm.meta.step_rule import AbstractStepRule
 from metalm.meta.update_rule import AbstractUpdateRule
@@ -30,6 +31,9 @@ from metalm.training import processes
 Texts = Sequence[NDArray[np.int32]]
 Begin = Callable[[str, int], Callable[[int, float], None]]
 """Told who begins to read how many tokens; what it gives is told tokens and nats as they come."""
+
+Keep = Callable[[Sequence[int]], Unfinished]
+"""Where the reading of the requests of these places is kept while it goes on."""
 
 
 class Request(NamedTuple):
@@ -49,6 +53,7 @@ def read_copies(
     temperatures: Sequence[float] = (),
     curves: bool = False,
     progress: Begin | None = None,
+    unfinished: Keep | None = None,
 ) -> Iterator[tuple[list[int], list[Readings]]]:
     """Reads the texts with every method; the scores do not depend on what is read together.
 
@@ -62,11 +67,12 @@ def read_copies(
         temperatures: under which the tokens are scored too.
         curves: whether to record what happens to the fast weights.
         progress: told of every batch as it begins.
+        unfinished: where the readings of the requests of these places are kept meanwhile.
 
     Yields:
         Places of the requests that were read together, and the readings of each.
     """
-    how = _How(rows, confidence, tuple(temperatures), curves, progress)
+    how = _How(rows, confidence, tuple(temperatures), curves, progress, unfinished)
     if len(texts) == 1:
         yield from _methods_shared(models, requests, texts, how)
     else:
@@ -82,8 +88,8 @@ def _methods_shared(
     groups = list(_together(models, requests, most))
     for start in range(0, len(groups), count):
         turn = groups[start : start + count]
-        mine = [requests[place] for place in turn[own]] if own < len(turn) else []
-        several = processes.of_each(how.read(models, mine, texts) if mine else None)
+        mine = turn[own] if own < len(turn) else []
+        several = processes.of_each(how.read(models, requests, mine, texts) if mine else None)
         for places, readings in zip(turn, several, strict=False):
             assert readings is not None
             yield places, [readings] if len(places) == 1 else _apart(readings)
@@ -95,8 +101,8 @@ def _texts_shared(
     """Several texts: one method after the other, some of the texts for every process."""
     dealt = deal([len(text) for text in texts], processes.count())
     mine = [texts[place] for place in dealt[processes.rank()]]
-    for place, request in enumerate(requests):
-        readings = how.read(models, [request], mine) if mine else Readings([])
+    for place in range(len(requests)):
+        readings = how.read(models, requests, [place], mine) if mine else Readings([])
         yield [place], [gathered(processes.of_each(readings), dealt)]
 
 
@@ -108,11 +114,18 @@ class _How(NamedTuple):
     temperatures: Sequence[float]
     curves: bool
     progress: Begin | None
+    unfinished: Keep | None
 
-    def read(self, models: TrainedModels, requests: Sequence[Request], texts: Texts) -> Readings:
-        """Reads texts with one method, or a single text with several."""
-        methods = [request.method for request in requests]
-        one, grid = requests[0]
+    def read(
+        self,
+        models: TrainedModels,
+        requests: Sequence[Request],
+        places: Sequence[int],
+        texts: Texts,
+    ) -> Readings:
+        """Reads texts with the method of one place, or a single text with those of several."""
+        methods = [requests[place].method for place in places]
+        one, grid = requests[places[0]]
         rule = models.rule(one) if len(methods) == 1 else _side_by_side(models, methods)
         reader = Reader(
             models.model(one),
@@ -132,7 +145,8 @@ class _How(NamedTuple):
         if self.progress is not None:
             more = f" and {len(methods) - 1} more" if len(methods) > 1 else ""
             tell = self.progress(one.name + more, sum(len(text) for text in repeated))
-        return reader.read(repeated, self.rows, tell, recorder)
+        kept = None if self.unfinished is None else self.unfinished(places)
+        return reader.read(repeated, self.rows, tell, recorder, kept)
 
 
 def _together(models: TrainedModels, requests: Sequence[Request], most: int) -> Iterator[list[int]]:

@@ -30,7 +30,7 @@ from metalm.language.scoring import Scored, score_split
 from metalm.language.stages import Stages
 from metalm.language.temperatures import Temperatures, run_temperatures
 from metalm.language.trained import load_trained
-from metalm.language.trials import Trial, trial_from_json, trial_to_json
+from metalm.language.trials import BegunTrials, Trial, trial_from_json, trial_to_json
 from metalm.training.disk import write_at_once
 from metalm.training.processes import first_alone, is_first
 
@@ -59,11 +59,10 @@ def tune(
     config: ExperimentConfig, models: TrainedModels, corpus: Corpus, folder: RunFolder, mode: str
 ) -> Trials:
     """Tunes every method for one reading mode on validation articles; keeps all trials."""
-    path = _tuning_path(folder, mode)
-    known = read_trials(folder, mode)
+    begun = folder.folder / f"tuning-{mode}-begun.json"
     others = (read_trials(folder, other) for other in MODES if other != mode)
 
-    def keep(trials: Trials) -> None:
+    def keep(trials: Trials, path: Path) -> None:
         content = {name: [trial_to_json(t) for t in found] for name, found in trials.items()}
         first_alone(lambda: write_at_once(path, json.dumps(content, indent=1) + "\n"))
 
@@ -75,18 +74,21 @@ def tune(
         )
 
     with ReadingProgress(f"tuning, {mode}") as progress:
-        return tune_all(
+        trials = tune_all(
             models,
             corpus.valid,
             config.tuning,
             mode,
-            known,
+            read_trials(folder, mode),
             next(others, None),
             report,
-            keep,
+            partial(keep, path=_tuning_path(folder, mode)),
             ablations=mode in config.evaluation.ablations,
             progress=progress,
+            begun=BegunTrials(_trials_in(begun), partial(keep, path=begun)),
         )
+    first_alone(lambda: begun.unlink(missing_ok=True))
+    return trials
 
 
 def _say(words: str) -> None:
@@ -104,7 +106,10 @@ def read_trials(folder: RunFolder, mode: str) -> Trials:
     Raises:
         ValueError: the file is damaged.
     """
-    path = _tuning_path(folder, mode)
+    return _trials_in(_tuning_path(folder, mode))
+
+
+def _trials_in(path: Path) -> Trials:
     if not path.exists():
         return {}
     try:

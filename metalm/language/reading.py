@@ -9,8 +9,9 @@ them laid end to end (`carry`: nothing says where one ends).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,9 @@ from metalm.language.cache import CacheMemory
 from metalm.language.model import LanguageModel, ModelState
 from metalm.language.reading_curves import CurveRecorder, Curves
 from metalm.language.segment_loss import SegmentLoss, SegmentScore, lost_rows
+from metalm.language.unfinished import Unfinished
 from metalm.meta.parameters import Parameters, split
+from metalm.meta.tree import formed, transform
 from metalm.meta.unroll import unroll
 from metalm.meta.update_rule import AbstractUpdateRule, Coefficients, RuleState
 
@@ -111,6 +114,7 @@ class Reader:
         rows: int = 1,
         progress: Callable[[int, float], None] | None = None,
         recorder: CurveRecorder | None = None,
+        unfinished: Unfinished | None = None,
     ) -> Readings:
         """Scores every token of every text; each text starts with fresh memories.
 
@@ -119,6 +123,7 @@ class Reader:
             rows: how many texts are read at once; the result does not depend on it.
             progress: told the number of tokens after each segment, and their summed loss.
             recorder: takes notes of the fast weights after every update.
+            unfinished: where the reading is kept meanwhile, and goes on from if it was stopped.
 
         Raises:
             ValueError: an empty text, or a token beyond the vocabulary.
@@ -131,12 +136,13 @@ class Reader:
         started = time.perf_counter()
         was_training = self.model.training
         self.model.eval()
-        batch_rows = ArticleRows(texts, iter(range(len(texts))), min(rows, max(1, len(texts))))
         progress = progress or _silent
-        scores = _Scores(texts, self.cache, self.loss)
-        fallbacks = [0] * len(texts)
         try:
-            memory = self._fresh_memory(batch_rows)
+            standing = self._begin_or_go_on(texts, rows, recorder, unfinished)
+            batch_rows, memory, scores = standing.rows, standing.memory, standing.scores
+            before = standing.seconds
+            if before > 0.0:
+                progress(*scores.so_far())
             while len(batch_rows) > 0:
                 places = batch_rows.positions
                 batch = batch_rows.take(self.segment, self.model.embedding.weight.device)
@@ -144,26 +150,51 @@ class Reader:
                 tokens, nats = scores.keep(places, batch, score, memory.caches)
                 progress(tokens, nats)
                 for row in self._fall_back(batch, score, memory):
-                    fallbacks[places[row][0]] += 1
+                    standing.fallbacks[places[row][0]] += 1
                 if recorder is not None:
                     recorder.note(batch_rows.positions, memory.fast, memory.rule_state)
-                memory = self._turn_over(batch_rows, memory)
+                memory = standing.memory = self._turn_over(batch_rows, memory)
+                standing.seconds = before + time.perf_counter() - started
+                if unfinished is not None and len(batch_rows) > 0:
+                    unfinished.keep(standing.tree)
         finally:
             self.model.train(was_training)
-        seconds = time.perf_counter() - started
         curves = [] if recorder is None else recorder.curves()
         return Readings(
             nats=scores.nats,
             cache=scores.cache,
             confidence=scores.confidence,
             tempered=scores.tempered,
-            fallbacks=fallbacks,
-            seconds=seconds,
+            fallbacks=standing.fallbacks,
+            seconds=before + time.perf_counter() - started,
             curves=curves,
         )
 
-    def _fresh_memory(self, batch_rows: ArticleRows) -> _Memory:
-        count = len(batch_rows.enter())
+    def _begin_or_go_on(
+        self,
+        texts: Sequence[NDArray[np.int32]],
+        rows: int,
+        recorder: CurveRecorder | None,
+        unfinished: Unfinished | None,
+    ) -> _Standing:
+        """The start of a reading, or what was kept of it."""
+        scores = _Scores(texts, self.cache, self.loss)
+        found = None if unfinished is None else unfinished.found()
+        entered = 0 if found is None else found["entered"]
+        waiting = iter(range(entered, len(texts)))
+        batch_rows = ArticleRows(texts, waiting, min(rows, max(1, len(texts))))
+        if found is None:
+            memory = self._fresh_memory(len(batch_rows.enter()))
+            return _Standing(batch_rows, memory, scores, [0] * len(texts), recorder)
+        batch_rows.restore(found["positions"])
+        batch_rows.entered = entered
+        standing = _Standing(
+            batch_rows, self._fresh_memory(len(batch_rows)), scores, found["fallbacks"], recorder
+        )
+        standing.restore(found, self.model.embedding.weight.device)
+        return standing
+
+    def _fresh_memory(self, count: int) -> _Memory:
         fast = {
             name: weight.detach().expand(count, *weight.shape).clone()
             for name, weight in self.slow.items()
@@ -269,8 +300,55 @@ class _Memory:
     """What the rule worked out once for the whole reading."""
 
 
+@dataclass
+class _Standing:
+    """How far a reading has come, and all that goes on from there."""
+
+    rows: ArticleRows
+    memory: _Memory
+    scores: _Scores
+    fallbacks: list[int]
+    """Of each text."""
+    recorder: CurveRecorder | None
+    seconds: float = 0.0
+
+    def tree(self) -> dict[str, Any]:
+        """All of it as tensors and plain values."""
+        memory = self.memory
+        return {
+            "positions": [list(position) for position in self.rows.positions],
+            "entered": self.rows.entered,
+            "state": memory.state,
+            "fast": memory.fast,
+            "rule_state": memory.rule_state,
+            "caches": [None if cache is None else cache.pairs for cache in memory.caches],
+            "scores": self.scores.tree(),
+            "fallbacks": self.fallbacks,
+            "curves": None if self.recorder is None else self.recorder.state(),
+            "seconds": self.seconds,
+        }
+
+    def restore(self, tree: Mapping[str, Any], device: torch.device) -> None:
+        """Puts back what `tree` gave, but for the places of the rows and the fallbacks."""
+        memory = self.memory
+        there = {name: tree[name] for name in ("state", "fast", "rule_state", "caches")}
+        there = transform(there, lambda tensor: tensor.to(device))
+        memory.state = formed(memory.state, there["state"])
+        memory.fast = formed(memory.fast, there["fast"])
+        memory.rule_state = formed(memory.rule_state, there["rule_state"])
+        for cache, pairs in zip(memory.caches, there["caches"], strict=True):
+            if cache is not None:
+                cache.restore(*pairs)
+        self.scores.restore(tree["scores"])
+        if self.recorder is not None:
+            self.recorder.restore(tree["curves"])
+        self.seconds = tree["seconds"]
+
+
 class _Scores:
     """Token scores, put in their places as the rows go on."""
+
+    _PARTS = ("nats", "cache", "confidence", "tempered")
 
     def __init__(
         self, texts: Sequence[NDArray[np.int32]], cache: CacheGrid | None, loss: SegmentLoss
@@ -322,6 +400,22 @@ class _Scores:
                 if sure is not None:
                     self.confidence[text][2:, now] = found.confidence.float().cpu().numpy()
         return sum(counts), float(nats.sum())
+
+    def so_far(self) -> tuple[int, float]:
+        """How many tokens were scored, and the sum of their losses in nats."""
+        scored = [text[~np.isnan(text)] for text in self.nats]
+        return sum(map(len, scored)), float(sum(text.sum() for text in scored))
+
+    def tree(self) -> dict[str, list[Tensor]]:
+        """Everything as tensors."""
+        return {
+            name: [torch.from_numpy(text) for text in getattr(self, name)] for name in self._PARTS
+        }
+
+    def restore(self, tree: Mapping[str, Sequence[Tensor]]) -> None:
+        """Puts back what `tree` gave."""
+        for name in self._PARTS:
+            setattr(self, name, [text.numpy() for text in tree[name]])
 
 
 def select_first(tree: ModelState | Tensor | None) -> object:

@@ -6,8 +6,8 @@ at every eighth update only; gates are means that the rule keeps anyway.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,6 +95,27 @@ class CurveRecorder:
             )
             for quantity, places in self._places.items()
         ]
+
+    def state(self) -> dict[str, Any]:
+        """What was noted so far, as a tree of tensors."""
+        return {
+            "updates": self._updates,
+            "places": {
+                quantity: [torch.tensor(text, dtype=torch.int64) for text in texts]
+                for quantity, texts in self._places.items()
+            },
+            "values": {
+                quantity: [torch.tensor(text, dtype=torch.float32) for text in texts]
+                for quantity, texts in self._values.items()
+            },
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state` gave."""
+        self._updates = list(state["updates"])
+        for name, kept in (("places", self._places), ("values", self._values)):
+            for quantity, texts in state[name].items():
+                kept[quantity] = [text.tolist() for text in texts]
 
     def _gates(self, rows: int, state: RuleState) -> dict[str, Tensor]:
         """The gates of all rows, each ``[rows, tensors]``; none for a rule without gates."""

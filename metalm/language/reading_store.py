@@ -1,4 +1,4 @@
-"""Finished readings on disk, so that an evaluation that was stopped goes on where it was."""
+"""Readings on disk, so that an evaluation that was stopped goes on where it was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ import torch
 
 from metalm.language.reading import Readings
 from metalm.language.reading_curves import Curves
+from metalm.language.unfinished import Unfinished
 from metalm.training import checkpoint
+from metalm.training.processes import is_first
+
+_UNFINISHED = "unfinished-"
 
 
 class ReadingStore:
@@ -27,8 +31,18 @@ class ReadingStore:
         self.folder = folder
 
     def _path(self, description: Mapping[str, Any]) -> Path:
-        text = json.dumps(description, sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+        return self.folder / f"{_digest(description)}.safetensors"
+
+    def unfinished(self, descriptions: Sequence[Mapping[str, Any]]) -> Unfinished:
+        """Where a reading is kept while it goes on, by one method or by several side by side."""
+        several = {"readings": [dict(description) for description in descriptions]}
+        return Unfinished(self.folder / f"{_UNFINISHED}{_digest(several)}.safetensors", several)
+
+    def forget_unfinished(self) -> None:
+        """Removes what is left of readings that have been finished since."""
+        if is_first():
+            for path in self.folder.glob(f"{_UNFINISHED}*.safetensors"):
+                path.unlink(missing_ok=True)
 
     def get(self, description: Mapping[str, Any], lengths: Sequence[int]) -> Readings | None:
         """The reading of that description; None if it was not finished.
@@ -96,6 +110,11 @@ class ReadingStore:
                 ],
             },
         )
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    text = json.dumps(description, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _curve_tensors(curves: Sequence[Curves]) -> dict[str, torch.Tensor]:

@@ -29,6 +29,7 @@ from metalm.language.reading_curves import Curves, along_articles
 from metalm.language.reading_store import ReadingStore
 from metalm.language.temperatures import Temperatures, at_temperature
 from metalm.language.tuning_text import Mode
+from metalm.language.unfinished import Unfinished
 from metalm.language.vocabulary import UNKNOWN, split_words
 
 
@@ -172,6 +173,10 @@ def _read_or_recall(
     descriptions = [_description(models, request, texts, temperatures) for request in requests]
     found = [store.get(description, lengths) for description in descriptions]
     missing = [place for place, one in enumerate(found) if one is None]
+
+    def unfinished(places: Sequence[int]) -> Unfinished:
+        return store.unfinished([descriptions[missing[place]] for place in places])
+
     for places, several in read_copies(
         models,
         [requests[place] for place in missing],
@@ -181,10 +186,13 @@ def _read_or_recall(
         temperatures=temperatures,
         curves=True,
         progress=progress,
+        unfinished=unfinished,
     ):
         for number, readings in zip(places, several, strict=True):
             store.put(descriptions[missing[number]], readings)
             found[missing[number]] = readings
+        unfinished(places).forget()
+    store.forget_unfinished()
     return [
         _Read(readings, request.grid)
         for readings, request in zip(found, requests, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,41 @@ class Trial:
     """How long the reading took."""
     multiples: tuple[float, ...] = (1.0,)
     """What multiplies the rate in each fast copy (see `Method`)."""
+
+
+class BegunTrials:
+    """Trials of searches that are not done, so that a search that was stopped can go on.
+
+    Args:
+        trials: name of a search -> its trials so far.
+        keep: told all of them whenever they change; None keeps nothing.
+    """
+
+    def __init__(
+        self,
+        trials: Mapping[str, Sequence[Trial]] | None = None,
+        keep: Callable[[dict[str, list[Trial]]], None] | None = None,
+    ) -> None:
+        self._trials = {name: list(of_name) for name, of_name in (trials or {}).items()}
+        self._keep = keep
+
+    def of(self, name: str) -> tuple[Trial, ...]:
+        """The trials of one search."""
+        return tuple(self._trials.get(name, ()))
+
+    def add(self, name: str, trial: Trial) -> None:
+        """Keeps one more."""
+        self._trials.setdefault(name, []).append(trial)
+        self._tell()
+
+    def done(self, name: str) -> None:
+        """Forgets those of a search that is done."""
+        if self._trials.pop(name, None):
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._keep is not None:
+            self._keep(self._trials)
 
 
 def choose_settings(

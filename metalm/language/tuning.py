@@ -109,6 +109,7 @@ def tune(
     report: Callable[[Trial], None] | None = None,
     start: Settings | None = None,
     progress: Begin | None = None,
+    begun: Sequence[Trial] = (),
 ) -> list[Trial]:
     """All trials of one way of learning, over its segment lengths.
 
@@ -125,8 +126,9 @@ def tune(
         start: where the search begins (for the first segment length), such as the settings of the
             other reading mode; by default that of the models.
         progress: told of every reading as it begins.
+        begun: trials of the same search, which was stopped: they are not read again, nor reported.
     """
-    evaluate_at = evaluator(models, learning, model, text, config, report, progress)
+    evaluate_at = evaluator(models, learning, model, text, config, report, progress, begun)
     if learning == "none":
         return [*evaluate_at(64)([{}])]
     ahead = len(text.texts) == 1  # several settings then read it side by side
@@ -167,6 +169,7 @@ def evaluator(
     config: TuningConfig,
     report: Callable[[Trial], None] | None = None,
     progress: Begin | None = None,
+    begun: Sequence[Trial] = (),
 ) -> Callable[[int], Evaluate]:
     """For each segment length, what tries settings of a way of learning; see `tune`."""
 
@@ -175,15 +178,34 @@ def evaluator(
             name = f"{NAMES[learning]}, segments of {segment}"
             one = Method(name=name, model=model, learning=learning, segment=segment)
             methods = [one.with_(settings=settings) for settings in several]
-            trials = try_methods(models, methods, text, config, progress)
-            for trial in trials:
-                if report is not None:
-                    report(trial)
-            return trials
+            return _try_new(models, methods, text, config, report, progress, begun)
 
         return evaluate
 
     return evaluate_at
+
+
+def _try_new(
+    models: TrainedModels,
+    methods: Sequence[Method],
+    text: TuningText,
+    config: TuningConfig,
+    report: Callable[[Trial], None] | None,
+    progress: Begin | None,
+    begun: Sequence[Trial],
+) -> list[Trial]:
+    """The trial of each method; one that is there is not tried again, nor reported."""
+
+    def key(of: Method | Trial) -> tuple[object, ...]:
+        return of.segment, of.multiples, tuple(sorted(of.settings.items()))
+
+    known = {key(trial): trial for trial in begun}
+    new = [method for method in methods if key(method) not in known]
+    for trial in try_methods(models, new, text, config, progress) if new else []:
+        known[key(trial)] = trial
+        if report is not None:
+            report(trial)
+    return [known[key(method)] for method in methods]
 
 
 def last_walks(
@@ -233,6 +255,7 @@ def tune_copies(
     trials: Sequence[Trial],
     report: Callable[[Trial], None] | None = None,
     progress: Begin | None = None,
+    begun: Sequence[Trial] = (),
 ) -> list[Trial]:
     """Trials of two fast copies, one with a higher and one with a lower rate than the best one.
 
@@ -245,6 +268,7 @@ def tune_copies(
         trials: of one copy; the best without and with a cache are where the two come from.
         report: told every trial.
         progress: told of every reading as it begins.
+        begun: see `tune`.
     """
     alone, cached = (choose_settings(trials, cached=flag) for flag in (False, True))
     found = []
@@ -257,10 +281,7 @@ def tune_copies(
             settings=best.settings,
         )
         methods = [one.with_(multiples=(spread, 1 / spread)) for spread in config.spreads]
-        found += try_methods(models, methods, text, config, progress)
-    for trial in found:
-        if report is not None:
-            report(trial)
+        found += _try_new(models, methods, text, config, report, progress, begun)
     return found
 
 

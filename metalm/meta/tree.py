@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,3 +74,17 @@ def replace(tree: Any, new: list[Tensor]) -> Any:
     """The same tree with these tensors, in the order of `tensors`."""
     remaining = iter(new)
     return transform(tree, lambda _: next(remaining))
+
+
+def formed(like: Any, tree: Any) -> Any:
+    """The tree with the named tuples of another, which a file holds as plain ones."""
+    if isinstance(like, Tensor) or isinstance(tree, Tensor):
+        return tree
+    if isinstance(like, Mapping) and isinstance(tree, Mapping):
+        return {name: formed(like.get(name), value) for name, value in tree.items()}
+    if isinstance(like, list | tuple) and isinstance(tree, list | tuple):
+        if len(like) != len(tree):
+            return tree
+        parts = [formed(own, value) for own, value in zip(like, tree, strict=True)]
+        return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
+    return tree

@@ -9,6 +9,7 @@ import pytest
 from metalm.analysis.scores import Scores
 from metalm.language import comparison as comparison_module
 from metalm.language import experiment
+from metalm.language import tuning as tuning_module
 from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
 from metalm.language.scoring import score_split
@@ -44,6 +45,39 @@ def test_every_trial_is_kept_and_none_is_repeated(copied_run, monkeypatch, capsy
     monkeypatch.setattr(comparison_module, "tune", None)
     again = experiment.tune_run(config, corpus, folder, ["carry"])["carry"]
     assert {n: [trial_to_json(t) for t in found] for n, found in again.items()} == stored
+
+
+@pytest.mark.parametrize("mode", ["reset", "carry"])
+def test_a_search_that_is_stopped_goes_on_at_its_next_trial(copied_run, monkeypatch, mode):
+    config, corpus, folder = copied_run
+    spreads = dataclasses.replace(config.tuning, spreads=(2.0,))
+    config = dataclasses.replace(config, tuning=spreads)
+    whole = experiment.tune_run(config, corpus, folder, [mode])[mode]
+    (folder.folder / f"tuning-{mode}.json").unlink()
+    plain, tried, stops = tuning_module.try_methods, [], [1, 4, 5, 9]
+
+    def counted(models, methods, *others):
+        if stops and len(tried) >= stops[0]:
+            del stops[0]
+            raise KeyboardInterrupt
+        tried.extend(methods)
+        return plain(models, methods, *others)
+
+    monkeypatch.setattr(tuning_module, "try_methods", counted)
+    begun = folder.folder / f"tuning-{mode}-begun.json"
+    left = []
+    while stops:
+        with pytest.raises(KeyboardInterrupt):
+            experiment.tune_run(config, corpus, folder, [mode])
+        left.append(begun.exists())
+    found = experiment.tune_run(config, corpus, folder, [mode])[mode]
+    assert True in left
+    assert not begun.exists()
+    assert len(tried) == sum(map(len, whole.values()))
+    assert [*found] == [*whole]
+    for name, trials in whole.items():
+        for one, other in zip(found[name], trials, strict=True):
+            assert dataclasses.replace(one, seconds=0.0) == dataclasses.replace(other, seconds=0.0)
 
 
 def test_a_damaged_file_of_trials_is_named(copied_run):
