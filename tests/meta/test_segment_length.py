@@ -68,13 +68,15 @@ def test_auto_holds_less_than_any_length():
     steps = 24
     auto, whole = peak(steps, "auto"), peak(steps, None)
     assert auto < 0.9 * min(peak(steps, k) for k in (1, 2, 3, 5))
-    assert auto < whole / 4  # by the rule: once over each step, unless a third more saves a fifth
+    assert (
+        auto < 0.21 * whole
+    )  # by the rule: once over each step, unless a third more saves a fifth
 
 
 def test_auto_where_a_step_weighs_as_much_as_its_weights():
     """Here the first graph has a step more than those that a gradient comes to."""
     found = {k: peak(20, k, items=2, query=False) for k in ("auto", 3, 4, 5)}
-    assert found.pop("auto") < 0.9 * min(found.values())
+    assert found.pop("auto") < 0.88 * min(found.values())
 
 
 def test_a_budget_is_kept_and_used():
