@@ -3,6 +3,7 @@
     python evaluate.py runs/python-docs                         # the test articles of its own data
     python evaluate.py runs/python-docs --split valid
     python evaluate.py runs/python-docs --tune                  # only choose settings
+    python evaluate.py runs/wikitext-2 --bfloat16               # quicker, nearly the same numbers
     python evaluate.py runs/wikitext-2 --data FOLDER            # other text, with its tokenizer
     python evaluate.py runs/wikitext-2 --text FILE ...          # any .txt or .md files, at once
     python evaluate.py --text FILE ...                          # with the model of the package
@@ -30,11 +31,13 @@ from metalm.language.articles import open_corpus
 from metalm.language.experiment import MODES, SPLITS, evaluate, tune_run
 from metalm.language.opened_run import open_run
 from metalm.language.own_texts import evaluate_texts, reader_of_pretrained, reader_of_run
+from metalm.language.presets import EvaluationConfig
 from metalm.language.run_folder import RunFolder
 from metalm.training.allocator import keep_freed_memory
 from metalm.training.devices import refuse_missing_device
 from metalm.training.disk import writing
 from metalm.training.folder_lock import only_program_in
+from metalm.training.precision import refuse_emulated_bfloat16
 from metalm.training.processes import first_alone, is_first, refuse_several, together
 
 
@@ -85,6 +88,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--device", help="where tensors live (default: where the run was trained)")
     parser.add_argument(
+        "--bfloat16",
+        action=argparse.BooleanOptionalAction,
+        help="score with matrix products in bfloat16, under names of its own (default: as the run "
+        "was asked to); settings are tuned in float32",
+    )
+    parser.add_argument(
         "--official-runs",
         type=Path,
         help="Omniglot's one-shot challenge, for a few-shot run (without one: the baseline)",
@@ -103,6 +112,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error("which run? expected a folder that train.py wrote")
         if options.out is not None:
             parser.error("--out goes with --text; other reports lie in the run's folder")
+        if options.tune and options.bfloat16:
+            parser.error("--bfloat16 is for scores; settings are tuned in float32: leave it out")
         return
     others = ("data", "split", "tune", "modes", "temperatures", "official_runs")
     given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name)]
@@ -134,11 +145,9 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
     config, own = opened.config, opened.corpus
     config = dataclasses.replace(config, device=options.device or config.device)
     refuse_missing_device(config.device)
-    if options.temperatures:
-        evaluation = dataclasses.replace(
-            config.evaluation, temperatures=tuple(options.temperatures)
-        )
-        config = dataclasses.replace(config, evaluation=evaluation)
+    config = dataclasses.replace(config, evaluation=evaluation_of(options, config.evaluation))
+    if config.evaluation.bfloat16 and not options.tune:
+        refuse_emulated_bfloat16(config.device)
     threads = options.threads or config.threads
     if threads > 0:
         torch.set_num_threads(threads)
@@ -161,11 +170,21 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
         )
 
 
+def evaluation_of(options: argparse.Namespace, own: EvaluationConfig) -> EvaluationConfig:
+    """The run's own evaluation, with what the command line asks for instead."""
+    if options.temperatures:
+        own = dataclasses.replace(own, temperatures=tuple(options.temperatures))
+    if options.bfloat16 is not None:
+        own = dataclasses.replace(own, bfloat16=options.bfloat16)
+    return own
+
+
 def run_few_shot(options: argparse.Namespace) -> str:
     """Scores a few-shot method, or the baseline of the official challenge; returns the scores."""
     refuse_several("few-shot learning")
     given = [name for name in ("data", "tune", "modes", "temperatures") if getattr(options, name)]
     given += ["split"] if options.split not in (None, "test") else []
+    given += ["bfloat16"] if options.bfloat16 is not None else []
     if given:
         raise ValueError(
             "few-shot methods are scored on their test tasks; expected --official-runs, --device "
@@ -193,9 +212,11 @@ def run_texts(options: argparse.Namespace, command: str) -> Path:
     name += f"-and-{len(texts) - 1}-more" if len(texts) > 1 else ""
     is_run = options.run is not None and (Path(options.run) / "configuration.json").exists()
     reader = (
-        reader_of_run(RunFolder(options.run), options.device)
+        reader_of_run(RunFolder(options.run), options.device, options.bfloat16)
         if is_run
-        else reader_of_pretrained(options.run or "shipped", options.device)
+        else reader_of_pretrained(
+            options.run or "shipped", options.device, options.bfloat16 is True
+        )
     )
     # One text at a time gains nothing from a second thread, and loses much where the cores are
     # busy: the products are small and the threads wait for each other thousands of times a second.
@@ -203,6 +224,7 @@ def run_texts(options: argparse.Namespace, command: str) -> Path:
     threads = options.threads or (1 if one_row else 0)
     if threads > 0:
         torch.set_num_threads(threads)
+    name += "-bfloat16" if reader.bfloat16 else ""
     folder = (Path(options.run) if is_run else Path()) / f"report-text-{name}"
     folder = options.out or folder
     with only_program_in(folder), writing(folder):

@@ -39,6 +39,7 @@ from metalm.training.allocator import keep_freed_memory
 from metalm.training.devices import refuse_missing_device
 from metalm.training.disk import writing
 from metalm.training.folder_lock import only_program_in
+from metalm.training.precision import refuse_emulated_bfloat16
 from metalm.training.processes import first_alone, is_first, refuse_several, together
 
 
@@ -132,6 +133,8 @@ def open_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Corpus]:
 def run(config: ExperimentConfig, options: argparse.Namespace, command: str) -> None:
     """Prepares the data, trains, evaluates and reports."""
     refuse_missing_device(config.device)
+    if config.evaluation.bfloat16 and not options.no_evaluation:
+        refuse_emulated_bfloat16(config.device)
     keep_freed_memory()
     if config.threads > 0:
         torch.set_num_threads(config.threads)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from metalm.language.vocabulary import learn_bpe
+from metalm.training import precision
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("the", "a", "cat", "dog", "sees", "runs", "and", "old", "house", "tree")
@@ -264,6 +265,7 @@ def test_what_is_no_text_or_no_model(evaluate, here, capsys, words, message):
         (["run", "--text", "a.txt", "--tune"], "does not go with --tune"),
         (["--text", "a.txt", "--split", "valid", "--data", "b"], "not go with --data, --split"),
         (["--text", "a.txt", "--official-runs", "b"], "does not go with --official-runs"),
+        (["run", "--tune", "--bfloat16"], "settings are tuned in float32"),
     ],
 )
 def test_options_that_do_not_go_together(evaluate, capsys, words, message):
@@ -289,6 +291,57 @@ def test_another_device_than_the_one_of_the_training(
     assert evaluate.main(["run", "--device", "void"]) == 2
     assert "cannot use the device 'void'" in capsys.readouterr().err
     assert evaluate.main(["--text", "text.md", "--device", "void"]) == 2
+
+
+def test_a_run_scored_in_bfloat16(evaluate, trained, tmp_path, monkeypatch):
+    """Nearly the same numbers under names of their own; nothing of float32 is touched."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: True)
+    shutil.copytree(trained[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert evaluate.main(["run", "--bfloat16", "--modes", "reset"]) == 0
+    results = [
+        json.loads(Path(f"run/report-{name}/results.json").read_text())
+        for name in ("test", "test-bfloat16")
+    ]
+    exact, low = ({row["method"]: row for row in r["modes"]["reset"]["summary"]} for r in results)
+    assert exact.keys() == low.keys()
+    for name, row in exact.items():
+        assert low[name]["perplexity"] == pytest.approx(row["perplexity"], rel=0.01)
+        assert low[name]["perplexity"] != row["perplexity"]
+    page = Path("run/report-test-bfloat16/report.html").read_text(encoding="utf-8")
+    assert "products in bfloat16" in page
+    new = {path for path in Path("run").rglob("*") if path.is_file()} - before.keys()
+    assert new
+    assert all("test-bfloat16" in path.as_posix() for path in new)
+    assert {path: path.read_bytes() for path in before if path.name[0] != "."} == {
+        path: content for path, content in before.items() if path.name[0] != "."
+    }
+    Path("text.md").write_text("a cat sees the old zebra\n")
+    assert evaluate.main(["run", "--text", "text.md", "--bfloat16"]) == 0
+    assert Path("run/report-text-text-bfloat16/report.html").exists()
+
+
+def test_bfloat16_where_the_hardware_has_none(
+    evaluate, train, trained, tmp_path, monkeypatch, capsys
+):
+    """Said before anything is read, or trained; and the option says how to go on."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: False)
+    shutil.copytree(trained[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    assert train.main([*trained[1][:4], "--run", "new", *SMALL, "--evaluation.bfloat16"]) == 2
+    assert "matrix products in bfloat16, found one that would emulate" in capsys.readouterr().err
+    assert not Path("new").exists()
+    path = Path("run/configuration.json")
+    path.write_text(path.read_text().replace('"temperatures"', '"bfloat16": true, "temperatures"'))
+    path.write_text(path.read_text().replace(',\n    "bfloat16": false\n', "\n"))
+    Path("text.md").write_text("a cat sees the old zebra\n")
+    for words in (["run"], ["run", "--text", "text.md"]):
+        assert evaluate.main(words) == 2
+        assert "leave out --evaluation.bfloat16 (evaluate.py: --no-" in capsys.readouterr().err
+        assert evaluate.main([*words, "--no-bfloat16"]) == 0
+    assert evaluate.main(["--text", "text.md", "--bfloat16"]) == 2
+    assert evaluate.main(["run", "--tune"]) == 0
 
 
 def test_a_run_whose_vocabulary_is_another_one(evaluate, trained, tmp_path, monkeypatch, capsys):
@@ -354,6 +407,7 @@ def test_what_several_processes_cannot_share(train, evaluate, here, monkeypatch,
         (["--data", "elsewhere"], "--data"),
         (["--tune", "--modes", "carry"], "--tune, --modes"),
         (["--temperatures", "0.9"], "--temperatures"),
+        (["--no-bfloat16"], "--bfloat16"),
     ],
 )
 def test_options_that_mean_nothing_for_few_shot_runs_are_refused(

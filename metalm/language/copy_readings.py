@@ -52,6 +52,7 @@ def read_copies(
     confidence: bool = False,
     temperatures: Sequence[float] = (),
     curves: bool = False,
+    bfloat16: bool = False,
     progress: Begin | None = None,
     unfinished: Keep | None = None,
 ) -> Iterator[tuple[list[int], list[Readings]]]:
@@ -66,13 +67,16 @@ def read_copies(
         confidence: whether to write down how sure model and cache were.
         temperatures: under which the tokens are scored too.
         curves: whether to record what happens to the fast weights.
+        bfloat16: whether matrix products are in bfloat16 (`Reader`).
         progress: told of every batch as it begins.
         unfinished: where the readings of the requests of these places are kept meanwhile.
 
     Yields:
         Places of the requests that were read together, and the readings of each.
     """
-    how = _How(rows, confidence, tuple(temperatures), curves, progress, unfinished)
+    how = _How(
+        rows, confidence, tuple(temperatures), curves, bfloat16, progress, unfinished
+    )
     if len(texts) == 1:
         yield from _methods_shared(models, requests, texts, how)
     else:
@@ -113,6 +117,7 @@ class _How(NamedTuple):
     confidence: bool
     temperatures: Sequence[float]
     curves: bool
+    bfloat16: bool
     progress: Begin | None
     unfinished: Keep | None
 
@@ -136,6 +141,7 @@ class _How(NamedTuple):
             confidence=self.confidence,
             temperatures=self.temperatures,
             surprise=one.surprise,
+            bfloat16=self.bfloat16,
         )
         repeated = [text for text in texts for _ in methods]
         recorder = None

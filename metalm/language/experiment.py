@@ -185,15 +185,31 @@ def score(
     temperatures: Temperatures | None = None,
 ) -> Scored:
     """Scores a split in one mode; every finished reading is kept in the run's folder."""
-    store = ReadingStore(folder.folder / "readings" / f"{split}-{mode}")
+    name, bfloat16 = f"{_named(split, config)}-{mode}", config.evaluation.bfloat16
+    store = ReadingStore(folder.folder / "readings" / name)
     methods = compared(config, trials, mode)
     with ReadingProgress(f"{split}, {mode}") as progress:
         rows = config.evaluation.rows
         scored = score_split(
-            models, methods, articles, mode, store, rows, progress, mixtures, unknown, temperatures
+            models,
+            methods,
+            articles,
+            mode,
+            store,
+            rows,
+            progress,
+            mixtures,
+            unknown,
+            temperatures,
+            bfloat16=bfloat16,
         )
-    first_alone(lambda: scored.scores.save(folder.folder / f"scores-{split}-{mode}.npz"))
+    first_alone(lambda: scored.scores.save(folder.folder / f"scores-{name}.npz"))
     return scored
+
+
+def _named(split: str, config: ExperimentConfig) -> str:
+    """How files about a split are called; what was read in bfloat16 has names of its own."""
+    return f"{split}-bfloat16" if config.evaluation.bfloat16 else split
 
 
 def tune_run(
@@ -260,13 +276,14 @@ def evaluate(
         configuration: dict[str, Any] = dataclasses.asdict(config)
         return write_report(
             scores,
-            folder.folder / f"report-{title}",
+            folder.folder / f"report-{_named(title, config)}",
             configuration=configuration,
             cost=cost,
             command=command,
             traces={mode: found.traces for mode, found in scored.items()},
             tempered=tempered,
-            title=f"{folder.folder.resolve().name}: {title} articles",
+            title=f"{folder.folder.resolve().name}: {title} articles"
+            + (", products in bfloat16" if config.evaluation.bfloat16 else ""),
         )
 
     return first_alone(report)
@@ -280,7 +297,8 @@ def _cost(
     mode: str,
     scored: Scored,
 ) -> Cost:
-    measured = reading_costs(models, methods, articles, mode, config.evaluation.rows)
+    rows, bfloat16 = config.evaluation.rows, config.evaluation.bfloat16
+    measured = reading_costs(models, methods, articles, mode, rows, bfloat16=bfloat16)
     return {
         name: {**of_method, "fallbacks": scored.fallbacks[name]}
         for name, of_method in measured.items()

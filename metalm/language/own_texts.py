@@ -31,6 +31,7 @@ from metalm.language.scoring import score_split
 from metalm.language.trained import load_trained
 from metalm.language.vocabulary import Vocabulary
 from metalm.training.devices import refuse_missing_device
+from metalm.training.precision import refuse_emulated_bfloat16
 
 MODE: ReadingMode = "reset"
 
@@ -50,21 +51,34 @@ class TextReader(NamedTuple):
     """Texts read at once."""
     configuration: Mapping[str, Any]
     """What the report shows."""
+    bfloat16: bool = False
+    """Whether it reads with matrix products in bfloat16."""
 
 
-def reader_of_run(folder: RunFolder, device: str | None = None) -> TextReader:
+def reader_of_run(
+    folder: RunFolder, device: str | None = None, bfloat16: bool | None = None
+) -> TextReader:
     """Every method of a run that can read without its training data.
 
     Args:
         folder: of the run.
         device: where tensors live; None for where the run was trained.
+        bfloat16: whether it reads with products in bfloat16; None for what the run's evaluation
+            does.
 
     Raises:
-        ValueError: the run has no trained model, a file is damaged, or there is no such device.
+        ValueError: the run has no trained model, a file is damaged, or there is no such device, or
+            no bfloat16 on it.
     """
     config = read_experiment(folder)
     config = dataclasses.replace(config, device=device or config.device)
+    if bfloat16 is not None:
+        config = dataclasses.replace(
+            config, evaluation=dataclasses.replace(config.evaluation, bfloat16=bfloat16)
+        )
     refuse_missing_device(config.device)
+    if config.evaluation.bfloat16:
+        refuse_emulated_bfloat16(config.device)
     counted = [s for s in config.tuning.segments if folder.has(f"statistics-{s}")]
     models = load_trained(folder, config, None, segments=counted)
     mixtures, _ = kept_mixtures(folder, MODE) or ({}, {})
@@ -84,6 +98,7 @@ def reader_of_run(folder: RunFolder, device: str | None = None) -> TextReader:
         mixtures,
         config.evaluation.rows,
         dataclasses.asdict(config),
+        config.evaluation.bfloat16,
     )
 
 
@@ -103,18 +118,24 @@ def untuned_methods(models: TrainedModels, config: ExperimentConfig) -> list[Met
     return methods
 
 
-def reader_of_pretrained(source: str | Path, device: str | None = None) -> TextReader:
+def reader_of_pretrained(
+    source: str | Path, device: str | None = None, bfloat16: bool = False
+) -> TextReader:
     """A saved model, static and learning.
 
     Args:
         source: a folder, or "shipped" for the model that comes with the package.
         device: where tensors live; None for the processor.
+        bfloat16: whether it reads with products in bfloat16.
 
     Raises:
-        ValueError: nothing is there, a file is damaged, or there is no such device.
+        ValueError: nothing is there, a file is damaged, or there is no such device, or no bfloat16
+            on it.
     """
     device = device or "cpu"
     refuse_missing_device(device)
+    if bfloat16:
+        refuse_emulated_bfloat16(device)
     saved = Pretrained.from_pretrained(source, device=device)
     return TextReader(
         saved.vocabulary,
@@ -123,6 +144,7 @@ def reader_of_pretrained(source: str | Path, device: str | None = None) -> TextR
         {},
         1,
         dataclasses.asdict(saved.config),
+        bfloat16,
     )
 
 
@@ -153,6 +175,7 @@ def evaluate_texts(
             progress,
             reader.mixtures,
             reader.vocabulary.unknown,
+            bfloat16=reader.bfloat16,
         )
     scores: dict[str, Scores] = {MODE: found.scores}
     cost: dict[str, Cost] = {}
@@ -167,7 +190,7 @@ def evaluate_texts(
         cost=cost,
         command=command,
         traces={MODE: found.traces},
-        title=f"own text: {names}",
+        title=f"own text: {names}" + (", products in bfloat16" if reader.bfloat16 else ""),
     )
 
 

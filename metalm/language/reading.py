@@ -4,6 +4,11 @@ One code path serves all methods. The static model reads without learning; dynam
 metalm differ in the update rule alone; the cache looks at the same features. What is read is a list
 of token arrays: the articles of a split (`reset`: every memory starts anew with each), or all of
 them laid end to end (`carry`: nothing says where one ends).
+
+In bfloat16, where that is asked for, are the matrix products of the model and of its gradient
+(autocast, and `products.py`). Fast weights, the state of the rule and its step, the hidden state
+between segments, losses and softmax, and all of the cache are in float32, and so is the network
+that tells where articles begin.
 """
 
 from __future__ import annotations
@@ -24,10 +29,12 @@ from metalm.language.model import LanguageModel, ModelState
 from metalm.language.reading_curves import CurveRecorder, Curves
 from metalm.language.segment_loss import SegmentLoss, SegmentScore, lost_rows
 from metalm.language.unfinished import Unfinished
+from metalm.meta.inner_problem import TwoLosses
 from metalm.meta.parameters import Parameters, split
 from metalm.meta.tree import formed, transform
 from metalm.meta.unroll import unroll
 from metalm.meta.update_rule import AbstractUpdateRule, Coefficients, RuleState
+from metalm.training.precision import reduced_products, refuse_emulated_bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +91,10 @@ class Reader:
         temperatures: of the softmax, under which the tokens are scored too; what is learnt does not
             depend on them.
         surprise: power of its loss by which a token weighs in what is learnt from.
+        bfloat16: whether matrix products are in bfloat16, see above. TOLERANCE
+
+    Raises:
+        ValueError: a segment without tokens, or bfloat16 where the hardware has none.
     """
 
     def __init__(
@@ -97,12 +108,16 @@ class Reader:
         confidence: bool = False,
         temperatures: Sequence[float] = (),
         surprise: float = 0.0,
+        bfloat16: bool = False,
     ) -> None:
         if segment < 1:
             raise ValueError(
                 f"a segment has tokens; expected at least 1, found {segment}; do raise it"
             )
+        if bfloat16:
+            refuse_emulated_bfloat16(model.embedding.weight.device)
         self.model, self.rule, self.segment, self.cache = model, rule, segment, cache
+        self.bfloat16 = bfloat16
         self.slow, self.rest = split(model, fast_names if rule is not None else ())
         self.loss = SegmentLoss(
             model, segment, confidence=confidence, temperatures=temperatures, surprise=surprise
@@ -213,13 +228,19 @@ class Reader:
     def _new_cache(self) -> CacheMemory | None:
         return None if self.cache is None else CacheMemory(self.cache.window)
 
+    def _loss(
+        self, parameters: Parameters, batch: SegmentBatch, state: ModelState
+    ) -> tuple[Tensor | TwoLosses, SegmentScore, ModelState]:
+        with reduced_products(batch.inputs.device, self.bfloat16):
+            return self.loss(parameters, batch, state)
+
     def _score_and_learn(self, batch: SegmentBatch, memory: _Memory) -> SegmentScore:
         if self.rule is None:
             with torch.no_grad():
-                _, said, memory.state = self.loss(self.rest, batch, memory.state)
+                _, said, memory.state = self._loss(self.rest, batch, memory.state)
             return said
         unrolled = unroll(
-            self.loss,
+            self._loss,
             self.rule,
             self.slow,
             self.rest,

@@ -26,6 +26,8 @@ def reading_costs(
     mode: Mode,
     rows: int,
     tokens: int = COST_TOKENS,
+    *,
+    bfloat16: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Speed and memory of each method on the beginnings of articles.
 
@@ -39,6 +41,7 @@ def reading_costs(
         mode: "reset" reads `rows` articles at once, "carry" one text.
         rows: see there.
         tokens: read in all, several times (the median counts).
+        bfloat16: whether matrix products are in bfloat16 (`Reader`).
 
     Returns:
         Method -> "tokens_per_second" and, where the system tells, "peak_memory_bytes" (of the whole
@@ -59,7 +62,9 @@ def reading_costs(
                 grid = None
                 if cache is not None:
                     grid = CacheGrid(thetas=(cache.theta,), window=cache.window)
-                known[key] = _measure(models, copy, texts, grid, sure=method.learned_mixture)
+                known[key] = _measure(
+                    models, copy, texts, grid, sure=method.learned_mixture, bfloat16=bfloat16
+                )
             parts.append(known[key])
         found[method.name] = _together(parts)
     return found
@@ -76,6 +81,7 @@ def _measure(
     grid: CacheGrid | None,
     *,
     sure: bool,
+    bfloat16: bool,
 ) -> dict[str, float]:
     reader = Reader(
         models.model(copy),
@@ -85,6 +91,7 @@ def _measure(
         grid,
         confidence=sure,
         surprise=copy.surprise,
+        bfloat16=bfloat16,
     )
     reader.read(texts, len(texts))  # warms up
     reset_peak_memory()

@@ -18,6 +18,8 @@ readings/SPLIT-MODE/      the loss of every token and the curves of the fast wei
 scores-SPLIT-MODE.npz     the loss of every word, for every method
 report-SPLIT/             report.html, results.json, plots and report.md
 report-text-NAME/         report.html and results.json of single files (evaluate.py --text)
+
+What was read in bfloat16 has SPLIT-bfloat16 for SPLIT, and NAME-bfloat16 for NAME.
 """
 
 from __future__ import annotations

@@ -57,6 +57,8 @@ def score_split(
     mixtures: Mixtures | None = None,
     unknown: int | None = None,
     temperatures: Temperatures | None = None,
+    *,
+    bfloat16: bool = False,
 ) -> Scored:
     """Reads every article of a split with every method.
 
@@ -73,6 +75,7 @@ def score_split(
         unknown: the token that stands for every unknown word; such a word is called "<unk>" in the
             scores, so that they say how many there are.
         temperatures: under which the methods are scored once more.
+        bfloat16: whether every method reads with matrix products in bfloat16 (`Reader`).
     """
     lengths = articles.lengths.tolist()
     losses: dict[str, list[NDArray[np.float64]]] = {}
@@ -86,7 +89,7 @@ def score_split(
         texts = [np.concatenate(texts)]
     warm = temperatures or Temperatures((), {})
     found = _read_or_recall(
-        models, list(requests.values()), texts, store, rows, progress, warm.grid
+        models, list(requests.values()), texts, store, rows, progress, warm.grid, bfloat16
     )
     read = dict(zip(requests, found, strict=True))
     for key, group in groups.items():
@@ -167,10 +170,13 @@ def _read_or_recall(
     rows: int,
     progress: Begin | None,
     temperatures: Sequence[float],
+    bfloat16: bool,
 ) -> list[_Read]:
     """The reading of every request, from the store if it was finished there."""
     lengths = [len(text) for text in texts]
-    descriptions = [_description(models, request, texts, temperatures) for request in requests]
+    descriptions = [
+        _description(models, request, texts, temperatures, bfloat16) for request in requests
+    ]
     found = [store.get(description, lengths) for description in descriptions]
     missing = [place for place, one in enumerate(found) if one is None]
 
@@ -185,6 +191,7 @@ def _read_or_recall(
         confidence=True,
         temperatures=temperatures,
         curves=True,
+        bfloat16=bfloat16,
         progress=progress,
         unfinished=unfinished,
     ):
@@ -201,7 +208,11 @@ def _read_or_recall(
 
 
 def _description(
-    models: TrainedModels, request: Request, texts: Texts, temperatures: Sequence[float]
+    models: TrainedModels,
+    request: Request,
+    texts: Texts,
+    temperatures: Sequence[float],
+    bfloat16: bool,
 ) -> dict[str, Any]:
     """Everything that a reading's scores depend on."""
     method, grid = request
@@ -216,7 +227,9 @@ def _description(
         "cache": None if grid is None else [list(grid.thetas), grid.window],
         "confidence": True,
     }
-    return described | ({"temperatures": list(temperatures)} if temperatures else {})
+    # Named where they are asked for alone: so readings from before there was a choice are found.
+    described |= {"temperatures": list(temperatures)} if temperatures else {}
+    return described | ({"bfloat16": True} if bfloat16 else {})
 
 
 def _numbers(module: torch.nn.Module) -> list[NDArray[np.generic]]:

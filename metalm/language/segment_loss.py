@@ -12,6 +12,8 @@ from torch import Tensor
 from metalm.adapt.token_losses import by_surprise, check_surprise, token_nats
 from metalm.language.article_batches import SegmentBatch
 from metalm.language.model import LanguageModel, ModelState
+from metalm.language.prediction import at_least_float32
+from metalm.language.recurrence import LayerState
 from metalm.meta.inner_problem import TwoLosses
 from metalm.meta.parameters import Parameters, call
 
@@ -40,7 +42,7 @@ class SegmentLoss:
     """Loss of a segment per row: the sum of its tokens' losses over the length of a full segment.
 
     So each token moves the weights equally far; in a full segment it is the mean, as Krause et al.
-    have it.
+    have it. What comes out is at least float32, whatever autocast makes of the model's products.
 
     Args:
         model: called with the parameters it is given.
@@ -81,13 +83,14 @@ class SegmentLoss:
         sure = tempered = None
         with torch.no_grad():
             if self.confidence:
-                sure = confidence(output.logits)
+                sure = confidence(at_least_float32(output.logits))
             if self.temperatures:
-                tempered = tempered_nats(output.logits, batch.targets, self.temperatures)
-                tempered = tempered * batch.mask
-        said = nats.detach(), output.features.detach(), sure, tempered
-        score = SegmentScore(*said, batch.targets)
-        return found, score, output.state
+                logits = at_least_float32(output.logits)
+                tempered = tempered_nats(logits, batch.targets, self.temperatures) * batch.mask
+        features = at_least_float32(output.features.detach())
+        score = SegmentScore(nats.detach(), features, sure, tempered, batch.targets)
+        state = tuple(LayerState(*map(at_least_float32, layer)) for layer in output.state)
+        return found, score, state
 
 
 def lost_rows(score: SegmentScore, batch: SegmentBatch, vocabulary_size: int) -> Tensor:

@@ -28,6 +28,24 @@ def reduced_products(device: torch.device | str, wanted: bool) -> AbstractContex
     return torch.autocast(kind, torch.bfloat16, enabled=wanted and has_bfloat16(kind))
 
 
+def refuse_emulated_bfloat16(device: torch.device | str) -> None:
+    """Checks that products in bfloat16 are what is wanted where they decide what a number is.
+
+    A training that rounds otherwise on another machine is still that training; a perplexity that
+    is said to be of bfloat16 should be.
+
+    Raises:
+        ValueError: `reduced_products` would take them in float32 there.
+    """
+    kind = torch.device(device).type
+    if not has_bfloat16(kind):
+        raise ValueError(
+            f"reading in bfloat16 does not pay on this {kind}; expected a processor or GPU with "
+            "matrix products in bfloat16, found one that would emulate them; leave out "
+            "--evaluation.bfloat16 (evaluate.py: --no-bfloat16), or use another machine"
+        )
+
+
 def has_bfloat16(kind: str) -> bool:
     """Whether products in bfloat16 are faster than in float32 on a kind of device."""
     if kind == "cuda":

@@ -38,14 +38,15 @@ SPEEDS = {
 def test_what_is_measured(models, articles, monkeypatch):
     asked = []
 
-    def measure(models, copy, texts, grid, *, sure):
+    def measure(models, copy, texts, grid, *, sure, bfloat16):
+        assert bfloat16
         assert grid in (None, CacheGrid(thetas=(0.5,), window=6))
         asked.append((copy.settings.get("rate"), grid is not None, sure))
         assert [len(text) for text in texts] == [min(3, len(a.tokens)) for a in list(articles)[:2]]
         return {"tokens_per_second": SPEEDS[asked[-1]], "peak_memory_bytes": float(len(asked))}
 
     monkeypatch.setattr(reading_cost, "_measure", measure)
-    found = reading_costs(models, METHODS, articles, "reset", 2, tokens=6)
+    found = reading_costs(models, METHODS, articles, "reset", 2, tokens=6, bfloat16=True)
     assert sorted(asked, key=str) == sorted(SPEEDS, key=str)  # each once
     speeds = {name: cost["tokens_per_second"] for name, cost in found.items()}
     assert speeds == {
