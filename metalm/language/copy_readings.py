@@ -74,9 +74,7 @@ def read_copies(
     Yields:
         Places of the requests that were read together, and the readings of each.
     """
-    how = _How(
-        rows, confidence, tuple(temperatures), curves, bfloat16, progress, unfinished
-    )
+    how = _How(rows, confidence, tuple(temperatures), curves, bfloat16, progress, unfinished)
     if len(texts) == 1:
         yield from _methods_shared(models, requests, texts, how)
     else:

@@ -8,7 +8,10 @@ them laid end to end (`carry`: nothing says where one ends).
 In bfloat16, where that is asked for, are the matrix products of the model and of its gradient
 (autocast, and `products.py`). Fast weights, the state of the rule and its step, the hidden state
 between segments, losses and softmax, and all of the cache are in float32, and so is the network
-that tells where articles begin.
+that tells where articles begin. Within a segment the fused kernel of layers that all rows share
+keeps its hidden state in bfloat16. Perplexities of 6,000 tokens or more then come out within 0.1 %
+of those in float32, of an article's first 1,500 within 0.5 %, single tokens within 0.4 nats
+(measured on WikiText-2, EXPERIMENTS.md); so far they may also depend on how many are read at once.
 """
 
 from __future__ import annotations
@@ -91,7 +94,7 @@ class Reader:
         temperatures: of the softmax, under which the tokens are scored too; what is learnt does not
             depend on them.
         surprise: power of its loss by which a token weighs in what is learnt from.
-        bfloat16: whether matrix products are in bfloat16, see above. TOLERANCE
+        bfloat16: whether matrix products are in bfloat16, see above.
 
     Raises:
         ValueError: a segment without tokens, or bfloat16 where the hardware has none.
@@ -135,7 +138,8 @@ class Reader:
 
         Args:
             texts: token ids of each, at least one token.
-            rows: how many texts are read at once; the result does not depend on it.
+            rows: how many texts are read at once; the result does not depend on it (but for
+                rounding, which in bfloat16 is that said above).
             progress: told the number of tokens after each segment, and their summed loss.
             recorder: takes notes of the fast weights after every update.
             unfinished: where the reading is kept meanwhile, and goes on from if it was stopped.

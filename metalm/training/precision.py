@@ -22,7 +22,8 @@ def reduced_products(device: torch.device | str, wanted: bool) -> AbstractContex
     """Autocast to bfloat16 if it is wanted and pays on this device; without effect otherwise.
 
     A processor or GPU without bfloat16 emulates it, many times slower than float32. So the same
-    training may round differently on another machine.
+    training may round differently on another machine. Where that is not wanted, there is
+    `refuse_emulated_bfloat16`.
     """
     kind = torch.device(device).type
     return torch.autocast(kind, torch.bfloat16, enabled=wanted and has_bfloat16(kind))

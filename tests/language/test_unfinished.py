@@ -15,12 +15,14 @@ from metalm.language.unfinished import Unfinished
 from metalm.meta.rules import GradientDescent
 from metalm.meta.rules.kinds import learned_rule
 from metalm.meta.rules.learned_rates import LearnedRates
+from metalm.training import precision
 
 of_both_cells = pytest.mark.parametrize("cell", ["lstm", "qrnn"])
 NAMES = ("embedding.weight", "layers.1.input_weight", "decoder.bias")
 SEGMENT = 3
 GRID = CacheGrid(thetas=(0.5, 2.0), window=6)
 KINDS = ("static", "gradient descent", "flushing", "rates", "gated", "lstm", "momentum")
+LOW = ", in bfloat16"
 
 
 class StoppedError(Exception):
@@ -77,15 +79,18 @@ def assert_same(found, expected):
 
 @of_both_cells
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "static" + LOW, "momentum" + LOW])
 def test_a_reading_goes_on_where_it_was_stopped(
-    tiny_model, texts, statistics, tmp_path, kind, rows
+    tiny_model, texts, statistics, tmp_path, monkeypatch, kind, rows
 ):
-    model = tiny_model()
+    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: True)
+    low = kind.endswith(LOW)
+    model = tiny_model(dtype=torch.float32 if low else torch.float64)
 
     def read(progress, unfinished):
-        rule = rule_of(kind, model, statistics)
+        rule = rule_of(kind.removesuffix(LOW), model, statistics)
         options = {"confidence": True, "temperatures": (0.9, 1.1), "surprise": 0.3}
+        options["bfloat16"] = low
         reader = Reader(model, rule, NAMES, SEGMENT, GRID, **options)
         recorder = None if rule is None else CurveRecorder(reader.slow, rule, len(texts), 2)
         return reader.read(texts, rows, progress, recorder, unfinished)
