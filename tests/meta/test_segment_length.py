@@ -68,9 +68,7 @@ def test_auto_holds_less_than_any_length():
     steps = 24
     auto, whole = peak(steps, "auto"), peak(steps, None)
     assert auto < 0.9 * min(peak(steps, k) for k in (1, 2, 3, 5))
-    assert (
-        auto < 0.21 * whole
-    )  # by its rule: once over each step, or 4/3 times
+    assert auto < 0.21 * whole  # by its rule: once over each step, or 4/3 times
 
 
 def test_auto_where_a_step_weighs_as_much_as_its_weights():
