@@ -180,3 +180,14 @@ def select_rows(tree: Any, rows: Sequence[int]) -> Any:
     if hasattr(tree, "_fields"):
         return type(tree)(*(select_rows(value, rows) for value in tree))
     return tuple(select_rows(value, rows) for value in tree)
+
+
+def select_first(tree: Any) -> Any:
+    """The first row of every tensor of a tree, without its leading dimension."""
+    if tree is None:
+        return None
+    if isinstance(tree, Tensor):
+        return tree[0]
+    if isinstance(tree, dict):
+        return {name: select_first(value) for name, value in tree.items()}
+    return tuple(select_first(value) for value in tree)

@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalm.language.article_batches import SegmentBatch, select_rows, set_rows
+from metalm.language.article_batches import SegmentBatch, select_first, select_rows, set_rows
 from metalm.language.article_passes import ArticlePasses
 from metalm.language.articles import ArticleSet
 from metalm.language.meta_training_config import JointTrainingConfig, MetaTrainingConfig
 from metalm.language.model import LanguageModel, start_of
-from metalm.language.reading import select_first
 from metalm.language.recurrence import LayerState, twice_differentiable
 from metalm.language.row_share import RowShare, in_turn, own_parts, own_share, whole
 from metalm.language.segment_loss import SegmentLoss, SegmentScore, lost_rows

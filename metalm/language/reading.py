@@ -17,26 +17,31 @@ of those in float32, of an article's first 1,500 within 0.5 %, single tokens wit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metalm.language.article_batches import ArticleRows, SegmentBatch, select_rows, set_rows
+from metalm.language.article_batches import (
+    ArticleRows,
+    SegmentBatch,
+    select_first,
+    select_rows,
+    set_rows,
+)
 from metalm.language.cache import CacheMemory
 from metalm.language.model import LanguageModel, ModelState
 from metalm.language.reading_curves import CurveRecorder, Curves
+from metalm.language.reading_standing import Memory, Standing, TokenScores
 from metalm.language.segment_loss import SegmentLoss, SegmentScore, lost_rows
 from metalm.language.unfinished import Unfinished
 from metalm.meta.inner_problem import TwoLosses
 from metalm.meta.parameters import Parameters, split
-from metalm.meta.tree import formed, transform
 from metalm.meta.unroll import unroll
-from metalm.meta.update_rule import AbstractUpdateRule, Coefficients, RuleState
+from metalm.meta.update_rule import AbstractUpdateRule
 from metalm.training.precision import reduced_products, refuse_emulated_bfloat16
 
 
@@ -195,25 +200,26 @@ class Reader:
         rows: int,
         recorder: CurveRecorder | None,
         unfinished: Unfinished | None,
-    ) -> _Standing:
+    ) -> Standing:
         """The start of a reading, or what was kept of it."""
-        scores = _Scores(texts, self.cache, self.loss)
+        thetas = () if self.cache is None else self.cache.thetas
+        scores = TokenScores(texts, thetas, self.loss)
         found = None if unfinished is None else unfinished.found()
         entered = 0 if found is None else found["entered"]
         waiting = iter(range(entered, len(texts)))
         batch_rows = ArticleRows(texts, waiting, min(rows, max(1, len(texts))))
         if found is None:
             memory = self._fresh_memory(len(batch_rows.enter()))
-            return _Standing(batch_rows, memory, scores, [0] * len(texts), recorder)
+            return Standing(batch_rows, memory, scores, [0] * len(texts), recorder)
         batch_rows.restore(found["positions"])
         batch_rows.entered = entered
-        standing = _Standing(
+        standing = Standing(
             batch_rows, self._fresh_memory(len(batch_rows)), scores, found["fallbacks"], recorder
         )
         standing.restore(found, self.model.embedding.weight.device)
         return standing
 
-    def _fresh_memory(self, count: int) -> _Memory:
+    def _fresh_memory(self, count: int) -> Memory:
         fast = {
             name: weight.detach().expand(count, *weight.shape).clone()
             for name, weight in self.slow.items()
@@ -221,7 +227,7 @@ class Reader:
         rule_state = None if self.rule is None else self.rule.initial_state(fast)
         with torch.no_grad():
             coefficients = None if self.rule is None else self.rule.coefficients()
-        return _Memory(
+        return Memory(
             self.model.initial_state(count),
             fast,
             rule_state,
@@ -238,7 +244,7 @@ class Reader:
         with reduced_products(batch.inputs.device, self.bfloat16):
             return self.loss(parameters, batch, state)
 
-    def _score_and_learn(self, batch: SegmentBatch, memory: _Memory) -> SegmentScore:
+    def _score_and_learn(self, batch: SegmentBatch, memory: Memory) -> SegmentScore:
         if self.rule is None:
             with torch.no_grad():
                 _, said, memory.state = self._loss(self.rest, batch, memory.state)
@@ -265,7 +271,7 @@ class Reader:
         return score
 
     @torch.no_grad()
-    def _fall_back(self, batch: SegmentBatch, score: SegmentScore, memory: _Memory) -> list[int]:
+    def _fall_back(self, batch: SegmentBatch, score: SegmentScore, memory: Memory) -> list[int]:
         """Puts rows whose rule blew up back to W_0 and a zero hidden state; says which.
 
         The segment keeps the score that it got. What counts are weights that are not finite, and a
@@ -283,7 +289,7 @@ class Reader:
                 memory.caches[row] = self._new_cache()
         return rows
 
-    def _begin(self, memory: _Memory, rows: Sequence[int]) -> None:
+    def _begin(self, memory: Memory, rows: Sequence[int]) -> None:
         """Fresh fast weights, rule state and hidden state in these rows, in place."""
         if not rows:
             return
@@ -295,7 +301,7 @@ class Reader:
                 initial = self.rule.initial_state(select_rows(memory.fast, rows[:1]))
                 set_rows(memory.rule_state, rows, select_first(initial))
 
-    def _turn_over(self, batch_rows: ArticleRows, memory: _Memory) -> _Memory:
+    def _turn_over(self, batch_rows: ArticleRows, memory: Memory) -> Memory:
         """Lets articles that wait enter, and rows without one leave."""
         entered = batch_rows.enter()
         self._begin(memory, entered)
@@ -304,154 +310,13 @@ class Reader:
         keep = batch_rows.leave()
         if keep is None or not keep:
             return memory
-        return _Memory(
+        return Memory(
             select_rows(memory.state, keep),
             select_rows(memory.fast, keep),
             select_rows(memory.rule_state, keep),
             [memory.caches[row] for row in keep],
             memory.coefficients,
         )
-
-
-@dataclass
-class _Memory:
-    """The memories of all rows: short term, medium term, and the cache."""
-
-    state: ModelState
-    fast: Parameters
-    rule_state: RuleState
-    caches: list[CacheMemory | None]
-    coefficients: Coefficients
-    """What the rule worked out once for the whole reading."""
-
-
-@dataclass
-class _Standing:
-    """How far a reading has come, and all that goes on from there."""
-
-    rows: ArticleRows
-    memory: _Memory
-    scores: _Scores
-    fallbacks: list[int]
-    """Of each text."""
-    recorder: CurveRecorder | None
-    seconds: float = 0.0
-
-    def tree(self) -> dict[str, Any]:
-        """All of it as tensors and plain values."""
-        memory = self.memory
-        return {
-            "positions": [list(position) for position in self.rows.positions],
-            "entered": self.rows.entered,
-            "state": memory.state,
-            "fast": memory.fast,
-            "rule_state": memory.rule_state,
-            "caches": [None if cache is None else cache.pairs for cache in memory.caches],
-            "scores": self.scores.tree(),
-            "fallbacks": self.fallbacks,
-            "curves": None if self.recorder is None else self.recorder.state(),
-            "seconds": self.seconds,
-        }
-
-    def restore(self, tree: Mapping[str, Any], device: torch.device) -> None:
-        """Puts back what `tree` gave, but for the places of the rows and the fallbacks."""
-        memory = self.memory
-        there = {name: tree[name] for name in ("state", "fast", "rule_state", "caches")}
-        there = transform(there, lambda tensor: tensor.to(device))
-        memory.state = formed(memory.state, there["state"])
-        memory.fast = formed(memory.fast, there["fast"])
-        memory.rule_state = formed(memory.rule_state, there["rule_state"])
-        for cache, pairs in zip(memory.caches, there["caches"], strict=True):
-            if cache is not None:
-                cache.restore(*pairs)
-        self.scores.restore(tree["scores"])
-        if self.recorder is not None:
-            self.recorder.restore(tree["curves"])
-        self.seconds = tree["seconds"]
-
-
-class _Scores:
-    """Token scores, put in their places as the rows go on."""
-
-    _PARTS = ("nats", "cache", "confidence", "tempered")
-
-    def __init__(
-        self, texts: Sequence[NDArray[np.int32]], cache: CacheGrid | None, loss: SegmentLoss
-    ) -> None:
-        self.nats: list[NDArray[np.float64]] = [np.full(len(text), np.nan) for text in texts]
-        self.cache: list[NDArray[np.float64]] = []
-        thetas = () if cache is None else cache.thetas
-        self.thetas = torch.tensor(thetas, dtype=torch.float64)
-        if thetas:
-            self.cache = [np.full((len(thetas), len(text)), np.nan) for text in texts]
-        self.confidence: list[NDArray[np.float32]] = []
-        if loss.confidence:
-            numbers = 2 + (2 * len(thetas) + 2 if thetas else 0)
-            self.confidence = [
-                np.full((numbers, len(text)), np.nan, dtype=np.float32) for text in texts
-            ]
-        self.tempered: list[NDArray[np.float64]] = []
-        if loss.temperatures:
-            self.tempered = [np.full((len(loss.temperatures), len(text)), np.nan) for text in texts]
-
-    def keep(
-        self,
-        places: Sequence[tuple[int, int]],
-        batch: SegmentBatch,
-        score: SegmentScore,
-        caches: Sequence[CacheMemory | None],
-    ) -> tuple[int, float]:
-        """Writes the scores of one segment; returns how many, and their sum in nats."""
-        counts = batch.mask.sum(0).long().tolist()
-        nats = score.nats.double().cpu().numpy()
-        sure = None if score.confidence is None else score.confidence.float().cpu().numpy()
-        tempered = None if score.tempered is None else score.tempered.double().cpu().numpy()
-        for row, ((text, start), count) in enumerate(zip(places, counts, strict=True)):
-            now = slice(start, start + count)
-            self.nats[text][now] = nats[:count, row]
-            if sure is not None:
-                self.confidence[text][:2, now] = sure[:, :count, row]
-            if tempered is not None:
-                self.tempered[text][:, now] = tempered[:, :count, row]
-            memory = caches[row]
-            if memory is not None:
-                found = memory.score(
-                    score.features[:count, row],
-                    batch.targets[:count, row],
-                    self.thetas.to(score.features),
-                    confidence=sure is not None,
-                )
-                self.cache[text][:, now] = found.log_probabilities.double().cpu().numpy()
-                if sure is not None:
-                    self.confidence[text][2:, now] = found.confidence.float().cpu().numpy()
-        return sum(counts), float(nats.sum())
-
-    def so_far(self) -> tuple[int, float]:
-        """How many tokens were scored, and the sum of their losses in nats."""
-        scored = [text[~np.isnan(text)] for text in self.nats]
-        return sum(map(len, scored)), float(sum(text.sum() for text in scored))
-
-    def tree(self) -> dict[str, list[Tensor]]:
-        """Everything as tensors."""
-        return {
-            name: [torch.from_numpy(text) for text in getattr(self, name)] for name in self._PARTS
-        }
-
-    def restore(self, tree: Mapping[str, Sequence[Tensor]]) -> None:
-        """Puts back what `tree` gave."""
-        for name in self._PARTS:
-            setattr(self, name, [text.numpy() for text in tree[name]])
-
-
-def select_first(tree: ModelState | Tensor | None) -> object:
-    """The first row of every tensor of a tree, without its leading dimension."""
-    if tree is None:
-        return None
-    if isinstance(tree, Tensor):
-        return tree[0]
-    if isinstance(tree, dict):
-        return {name: select_first(value) for name, value in tree.items()}
-    return tuple(select_first(value) for value in tree)  # type: ignore[arg-type]
 
 
 def _silent(tokens: int, nats: float) -> None:
