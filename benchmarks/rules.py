@@ -76,7 +76,7 @@ def main() -> None:
             for _ in fill(cell, entry, models, run.corpus.valid, tuning, options.tokens):
                 keep(path, store)
     for mode in options.modes:
-        print_table(store, mode, options.segments)
+        print_table(store, mode, options.segments, options.reference)
 
 
 def parse() -> argparse.Namespace:
@@ -88,6 +88,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--segments", nargs="+", type=int, default=[20, 10, 5])
     parser.add_argument("--tokens", type=int, default=1000, help="of each article that is shown")
     parser.add_argument("--tuning-tokens", type=int, default=2000, help="of each it is tuned on")
+    parser.add_argument(
+        "--reference",
+        default="/rms/",
+        help="what the others are compared with: part of a name in cells.json, such as rates/joint",
+    )
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -191,11 +196,16 @@ def keep(path: Path, store: Store) -> None:
     os.replace(temporary, path)
 
 
-def print_table(store: Mapping[str, Any], mode: str, segments: Sequence[int]) -> None:
-    """Perplexity per word, and what it is of dynamic evaluation's at the same segment length."""
+def print_table(
+    store: Mapping[str, Any], mode: str, segments: Sequence[int], reference: str
+) -> None:
+    """Perplexity per word, and what it is of the reference's at the same segment length."""
     found = {key: value for key, value in store.items() if key.endswith(f"/{mode}")}
-    rivals = next(value for key, value in found.items() if "/rms/" in key)
-    print(f"\n{mode}: perplexity per word, and of dynamic evaluation's (95 %)\n")
+    rival = next((key for key in found if reference in key), None)
+    if rival is None:
+        sys.exit(f"no cell is called {reference!r}; choose a --reference of {', '.join(found)}")
+    rivals = found[rival]
+    print(f"\n{mode}: perplexity per word, and of that of {rival} (95 %)\n")
     print("| | " + " | ".join(f"segments of {s}" for s in segments) + " |")
     print("|---" * (1 + len(segments)) + "|")
     for key, value in found.items():
