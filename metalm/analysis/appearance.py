@@ -14,7 +14,14 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from metalm.analysis.bootstrap import Interval
-from metalm.analysis.featured import adaptive_families, all_methods, featured, methods_at_rest
+from metalm.analysis.featured import (
+    WITH_CACHE,
+    WITH_LEARNED_CACHE,
+    adaptive_families,
+    all_methods,
+    featured,
+    methods_at_rest,
+)
 from metalm.analysis.plain_text import in_plot
 from metalm.analysis.scores import STATIC, FloatArray, Scores
 from metalm.analysis.whole_file import write_at_once
@@ -67,8 +74,8 @@ class Look(NamedTuple):
 def looks(scores: Sequence[Scores]) -> dict[str, Look]:
     """One look a method, the same in every panel and different from that of every other method.
 
-    A method with the cache keeps the colour and marker of the method without it, dashed and hollow;
-    methods without adaptation are grey. Methods that are drawn at first choose their colours first;
+    A method with the cache keeps the colour and marker of the method without it, dashed and hollow,
+    and with a learned cache dotted and filled; methods without adaptation are grey. Methods that are drawn at first choose their colours first;
     where there are more families than colours, the colours return with other markers.
     """
     first = featured(scores)
@@ -80,9 +87,13 @@ def looks(scores: Sequence[Scores]) -> dict[str, Look]:
         turn, colour = place // len(COLOURS), COLOURS[place % len(COLOURS)]
         marker = MARKERS[(place + turn) % len(MARKERS)]
         for method in members:
-            dashes, face = ("-", colour) if method == name else ("--", "white")
-            chosen[method] = Look(colour, marker, dashes, face)
+            dashes, hollow = _IN_FAMILY[method.removeprefix(name)]
+            chosen[method] = Look(colour, marker, dashes, "white" if hollow else colour)
     return {method: chosen[method] for method in all_methods(scores)}
+
+
+# Line of a member by what its name has beyond the family's, and whether its marks are hollow.
+_IN_FAMILY = {"": ("-", False), WITH_CACHE: ("--", True), WITH_LEARNED_CACHE: (":", False)}
 
 
 def _grey_look(place: int) -> Look:

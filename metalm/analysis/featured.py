@@ -11,7 +11,7 @@ from metalm.analysis.scores import Scores
 Members = tuple[str, ...]
 """A family's methods."""
 
-WITH_CACHE = (" + cache", " + learned cache")
+WITH_CACHE, WITH_LEARNED_CACHE = " + cache", " + learned cache"
 # Families that adapt: so many are drawn without a choice, and otherwise so many of each side.
 MOST_FAMILIES = 5
 OF_EACH_SIDE = 2
@@ -70,7 +70,7 @@ def family(method: str, methods: Sequence[str]) -> str:
         >>> family("a + cache", ["a", "a + cache"]), family("b + cache", ["a", "b + cache"])
         ('a', 'b + cache')
     """
-    for suffix in WITH_CACHE:
+    for suffix in (WITH_CACHE, WITH_LEARNED_CACHE):
         base = method.removesuffix(suffix)
         if base != method and base in methods:
             return base

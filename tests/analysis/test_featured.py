@@ -128,11 +128,12 @@ def test_what_is_drawn_first_has_colours_of_its_own():
 
 @pytest.mark.parametrize("number", [9, 20, 60])
 def test_no_two_methods_look_alike_however_many_there_are(number):
-    methods = [f"m{n}{end}" for n in range(number) for end in ("", " + cache")]
+    ends = ("", " + cache", " + learned cache")
+    methods = [f"m{n}{end}" for n in range(number) for end in ends]
     rest = {f"rest {n}": "static" for n in range(number // 3)}
     scores = scored(dict.fromkeys(["static", *rest, *methods], 2.0), baselines={m: m for m in rest})
     drawn = looks([scores])
-    assert len(drawn) == 1 + len(rest) + 2 * number
+    assert len(drawn) == 1 + len(rest) + 3 * number
     assert len(set(drawn.values())) == len(drawn)
 
 
