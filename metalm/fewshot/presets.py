@@ -43,6 +43,8 @@ class AdaptationConfig:
     """Updates in meta-training."""
     test_steps: int = 10
     """Updates in use."""
+    step_weights: tuple[float, ...] = ()
+    """What the query loss after each of the steps of meta-training weighs; none: the last alone."""
     order: Literal[1, 2] = 2
     """Of the meta-gradient."""
     together: int = 1
