@@ -241,7 +241,15 @@ def test_methods_without_such_losses_refuse_weights(made_of):
 
 
 def test_weights_from_the_command_line():
-    words = ["--task", "sine", "--method", "maml", "--adaptation.steps", "3"]
+    words = ["--task", "sine", "--method", "maml"]
+    (config,) = parse(words).configs
+    assert made(config).shares == [0.0, 0.8, 0.2]
+    assert config.trained_on.shot == config.task.shot == 5
+    (config,) = parse([*words, "--adaptation.steps", "1", "--adaptation.step-weights"]).configs
+    assert made(config).shares == [0.0, 1.0]
+    (config,) = parse(["--task", "sine", "--method", "meta-sgd"]).configs
+    assert made(config).shares == [0.0, 1.0]
+    words = [*words, "--adaptation.steps", "3"]
     asked = parse([*words, "--adaptation.step-weights", "0.2", "0.3", "0.5"])
     assert made(asked.configs[0]).shares == [0.0, *WEIGHTS]
     asked = parse([*words, "--adaptation.step-weights", "0.5", "0.5"])
