@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from metalm.fewshot.episodes import Episode
 from metalm.fewshot.method import FewShotMethod, MetaStep, evaluation
+from metalm.fewshot.step_weights import CountedStep, counting_queries, share_of_each_step
 from metalm.meta.module_fork import Fork, ForkUnrolled, fork
 from metalm.meta.segment_length import Segment
 from metalm.meta.tasks import backward_over_tasks
@@ -57,9 +58,12 @@ class Adaptation(FewShotMethod):
         queries: "together", or "alone", so that batch statistics come from the support set and one
             query (not transductive; Nichol et al. 2018, section 6.1). It matters for networks with
             transductive statistics.
+        step_weights: what the query loss after each update weighs in the meta-loss; none for that
+            after the last alone (see `metalm.fewshot.step_weights`).
 
     Raises:
-        ValueError: a number of steps that is impossible, or another word for the queries.
+        ValueError: a number of steps that is impossible, another word for the queries, or step
+            weights that do not fit the steps or the method.
     """
 
     rule: AbstractUpdateRule
@@ -74,6 +78,7 @@ class Adaptation(FewShotMethod):
         together: int | None = 1,
         segment: Segment | None = None,
         queries: Queries = "together",
+        step_weights: Sequence[float] = (),
     ) -> None:
         super().__init__()
         test_steps = steps if test_steps is None else test_steps
@@ -87,6 +92,13 @@ class Adaptation(FewShotMethod):
                 f"unknown way to answer; expected 'together' or 'alone', found {queries!r}; do "
                 "choose one"
             )
+        if step_weights and (order == 0 or steps == 0):
+            raise ValueError(
+                "step weights weigh the query losses after the updates of meta-training; expected "
+                f"none for {type(self).__name__}, which has no such losses, found "
+                f"{len(step_weights)}; do leave them out"
+            )
+        self.shares = share_of_each_step(step_weights, steps)
         self.network = network
         self.steps, self.test_steps, self.order = steps, test_steps, order
         self.together, self.segment, self.queries = together, segment, queries
@@ -99,16 +111,27 @@ class Adaptation(FewShotMethod):
         Args:
             tasks: None for one, without a dimension for it.
             batches: the support set once for each step; the queries, which are only scored.
+
+        Returns:
+            Its losses, and what they keep, are those of the queries where they count.
         """
-        return fork(self.network, tasks=tasks).unroll(
+        *supports, query = batches
+        done = fork(self.network, tasks=tasks).unroll(
             self.rule,
-            batches,
-            task_loss,
-            weights=[0.0] * (len(batches) - 1) + [1.0],
+            [
+                CountedStep(support, query) if share else support
+                for support, share in zip(supports, self.shares[:-1], strict=True)
+            ]
+            + [query],
+            counting_queries(task_loss),
+            weights=self.shares,
             order=self.order,
             segment=self.segment,
             update_last=False,
+            apart=any(self.shares[:-1]),
         )
+        counted = [step for step, share in enumerate(self.shares) if share]
+        return done._replace(losses=done.losses[counted], aux=[done.aux[i] for i in counted])
 
     def meta_gradient(self, episode: Episode) -> MetaStep:
         """Updates on the support set, and the gradient of the query loss through them."""
@@ -116,7 +139,10 @@ class Adaptation(FewShotMethod):
         query = (episode.query_inputs, episode.query_targets)
         done = backward_over_tasks([*[support] * self.steps, query], self.learn, self.together)
         self.keep_statistics(self.network, done.buffers)
-        return MetaStep(done.losses[-1].mean().item(), done.aux[-1].mean().item())
+        counted = [share for share in self.shares if share]
+        losses = [losses.mean().item() for losses in done.losses]
+        loss = sum(share * own for share, own in zip(counted, losses, strict=True))
+        return MetaStep(loss, done.aux[-1].mean().item())
 
     def predict(
         self, support_inputs: Tensor, support_targets: Tensor, query_inputs: Tensor

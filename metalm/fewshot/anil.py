@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from metalm.fewshot.adaptation import Adaptation, Batch, task_loss
@@ -40,22 +41,37 @@ class Anil(Adaptation):
         self._body, self._head = [body], [head]  # in lists, or they would be registered twice
 
     def learn(self, tasks: int | None, batches: Sequence[Batch]) -> ForkUnrolled:
-        """Steps of the head on features, and the loss of the queries."""
+        """Steps of the head on features, and the losses of the queries where they count."""
         body = fork(self._body[0], (), tasks=tasks)
         *steps, (query, query_targets) = batches
         learnt = fork(self._head[0], tasks=tasks)
+        support = []
         if steps:
             inputs, targets = steps[0]
             features = body(inputs)
             if self.order < 2:
                 features = features.detach()
-            learnt = learnt.unroll(
-                self.rule, [(features, targets)] * len(steps), task_loss, order=self.order
-            ).fork
-        done = learnt.unroll(
-            self.rule, [(body(query), query_targets)], task_loss, update_last=False
+            support = [(features, targets)]
+        queries = [(body(query), query_targets)]
+        counted, taken = [], 0
+        for step, share in enumerate(self.shares):
+            if not share:
+                continue
+            if step > taken:
+                learnt = learnt.unroll(
+                    self.rule, support * (step - taken), task_loss, order=self.order
+                ).fork
+                taken = step
+            counted.append(
+                learnt.unroll(self.rule, queries, task_loss, weights=[share], update_last=False)
+            )
+        return ForkUnrolled(
+            body,
+            torch.stack([each.meta_loss for each in counted]).sum(),
+            torch.cat([each.losses for each in counted]),
+            [kept for each in counted for kept in each.aux],
+            None,
         )
-        return done._replace(fork=body)
 
     def start(self, tasks: int | None) -> Any:
         """W_0, of which the head alone learns in use."""

@@ -35,7 +35,7 @@ VALIDATION_TASKS = 100
 _LATER = {
     "task": ("channels", "dark_ink", "distorted"),
     "network": ("late_width", "depth", "halvings", "reach"),
-    "adaptation": ("bfloat16",),
+    "adaptation": ("bfloat16", "step_weights"),
 }
 
 

@@ -21,12 +21,20 @@ class LstmMetaLearner(Adaptation):
         network: W_0; the authors' has running statistics.
         hidden: units of the rule's LSTM.
         seed: of the rule's first numbers.
-        **options: see `Adaptation`.
+        **options: see `Adaptation`; without step weights.
+
+    Raises:
+        ValueError: step weights, which would show the rule the loss of the queries.
     """
 
     def __init__(
         self, network: nn.Module, *, hidden: int = 20, seed: int = 0, **options: Any
     ) -> None:
+        if options.get("step_weights"):
+            raise ValueError(
+                "the LSTM meta-learner sees the loss that counts, and must not see the queries'; "
+                f"expected no step weights, found {len(options['step_weights'])}; do leave them out"
+            )
         super().__init__(network, **{"order": 1, **options})
         learning = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.rule = MetaLSTM(learning, hidden, seed)

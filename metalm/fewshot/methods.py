@@ -120,6 +120,7 @@ def _options(config: FewShotConfig) -> dict[str, Any]:
     adaptation = config.adaptation
     return {
         "steps": adaptation.steps,
+        "step_weights": adaptation.step_weights,
         "test_steps": adaptation.test_steps,
         "together": adaptation.together or None,
     }

@@ -43,6 +43,8 @@ class AdaptationConfig:
     """Updates in meta-training."""
     test_steps: int = 10
     """Updates in use."""
+    step_weights: tuple[float, ...] = ()
+    """What the query loss after each of the steps of meta-training weighs; none: the last alone."""
     order: Literal[1, 2] = 2
     """Of the meta-gradient."""
     together: int = 1
@@ -279,11 +281,16 @@ def _on_curves(
 
     What learns its own steps is used for as many of them as it was trained for: rates that were
     learned for one update go too far, or the wrong way, at the second. Meta-SGD takes one as in
-    its paper (Li et al. 2017, section 4.1).
+    its paper (Li et al. 2017, section 4.1). MAML learns from as many points as in use, and counts
+    the queries after each of two updates, mostly after the first, as validation curves chose
+    (EXPERIMENTS.md); its paper trains one update from ten points.
     """
     training = replace(training, steps=70_000, tasks=25, shot=10, query=10, clip=0.0)
     adaptation = replace(adaptation, rate=0.01, steps=1, test_steps=10, together=0)
-    if method == "reptile":
+    if method == "maml":
+        training = replace(training, shot=0)
+        adaptation = replace(adaptation, steps=2, step_weights=(0.8, 0.2))
+    elif method == "reptile":
         training = replace(training, steps=30_000, tasks=1, rate=0.1)
         adaptation = replace(adaptation, rate=0.02, steps=5, together=1)
     elif method == "from-scratch":

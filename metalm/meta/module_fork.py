@@ -30,7 +30,8 @@ from metalm.meta.unroll import unroll
 from metalm.meta.update_rule import AbstractUpdateRule, RuleState
 
 TaskLoss = Callable[[Any, Batch], Any]
-"""loss(model, batch) -> a scalar, or (a scalar, a tree of tensors to keep)."""
+"""loss(model, batch) -> a scalar, or (a scalar, a tree of tensors to keep). Where something else is
+learnt from than what counts, `TwoLosses` of scalars take the place of the scalar."""
 
 
 class Fork:
@@ -86,6 +87,7 @@ class Fork:
         segment: Segment | None = None,
         update_last: bool = True,
         rule_state: RuleState = None,
+        apart: bool = False,
     ) -> ForkUnrolled:
         """Learn from the batches one after the other; `metalm.meta.unroll.unroll` for a fork.
 
@@ -98,6 +100,7 @@ class Fork:
             segment: for less memory; see `metalm.meta.unroll.unroll`.
             update_last: whether the last loss is learnt from.
             rule_state: the rule's state at the first step; its initial state by default.
+            apart: whether the loss gives `TwoLosses`; see `metalm.meta.unroll.unroll`.
 
         Returns:
             A new fork that goes on from there, the meta-loss, and the losses.
@@ -120,6 +123,7 @@ class Fork:
             order=order,
             segment=segment,
             update_last=update_last,
+            apart=apart,
         )
         after = self._with(self.rest, done.fast, done.state, self.tasks)
         return ForkUnrolled(after, done.meta_loss, done.losses, done.aux, done.rule_state)

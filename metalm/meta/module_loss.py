@@ -17,7 +17,7 @@ from torch.backends import cudnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalm.meta import tree
-from metalm.meta.inner_problem import Batch
+from metalm.meta.inner_problem import Batch, TwoLosses
 from metalm.meta.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ModuleLoss:
 
     def __call__(
         self, parameters: Parameters, batch: Batch, buffers: Parameters
-    ) -> tuple[Tensor, Any, Parameters]:
+    ) -> tuple[Tensor | TwoLosses, Any, Parameters]:
         """Losses, a scalar or ``[tasks]``, what is to be kept, and the buffers after it."""
         with cudnn.flags(enabled=False) if self.without_cudnn else nullcontext():
             if self.fork.tasks is None:
@@ -52,28 +52,30 @@ class ModuleLoss:
 
     def _one(
         self, parameters: Parameters, batch: Batch, buffers: Parameters
-    ) -> tuple[Tensor, Any, Parameters]:
+    ) -> tuple[Tensor | TwoLosses, Any, Parameters]:
         model = self.fork.with_numbers(parameters, buffers)
         found = self.loss(model, batch)
-        value, aux = found if isinstance(found, tuple) else (found, None)
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"the loss of a task is no number; expected a scalar tensor, found {shape}; do "
-                "take the mean over the batch"
-            )
+        alone = isinstance(found, TwoLosses) or not isinstance(found, tuple)
+        value, aux = (found, None) if alone else found
+        for one in TwoLosses.of(value):
+            if not isinstance(one, Tensor) or one.dim() != 0:
+                shape = list(one.shape) if isinstance(one, Tensor) else type(one).__name__
+                raise ValueError(
+                    f"the loss of a task is no number; expected a scalar tensor, found {shape}; do "
+                    "take the mean over the batch"
+                )
         return value, aux, model.buffers
 
     def _several(
         self, parameters: Parameters, batch: Batch, buffers: Parameters
-    ) -> tuple[Tensor, Any, Parameters]:
+    ) -> tuple[Tensor | TwoLosses, Any, Parameters]:
         fast = {name: parameters[name] for name in self.fork.fast}
         rest = {name: parameters[name] for name in self.fork.rest}
         kept: list[Any] = []
 
         def one(
             fast: Parameters, tensors: list[Tensor], buffers: Parameters
-        ) -> tuple[Tensor, list[Tensor], Parameters]:
+        ) -> tuple[Tensor | TwoLosses, list[Tensor], Parameters]:
             value, aux, after = self._one({**rest, **fast}, tree.replace(batch, tensors), buffers)
             kept.append(aux)
             return value, tree.tensors(aux), after
