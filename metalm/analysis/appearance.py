@@ -75,9 +75,9 @@ def looks(scores: Sequence[Scores]) -> dict[str, Look]:
     """One look a method, the same in every panel and different from that of every other method.
 
     A method with the cache keeps the colour and marker of the method without it, dashed and hollow,
-    and with a learned cache dotted and filled; methods without adaptation are grey. Methods that are
-    drawn at first choose their colours first;
-    where there are more families than colours, the colours return with other markers.
+    and with a learned cache dotted and filled; methods without adaptation are grey. Methods that
+    are drawn at first choose their colours first; where there are more families than colours, the
+    colours return with other markers.
     """
     first = featured(scores)
     chosen = {method: _grey_look(place) for place, method in enumerate(methods_at_rest(scores))}
