@@ -24,13 +24,14 @@ class LearntCurve(NamedTuple):
         points: x, ascending [points].
         truth: y there [points].
         support: x and y that were learnt from, each [support].
-        answers: updates taken -> what the method says there [points].
+        answers: updates taken -> what the method says there [points]; or a name for what it says
+            without any.
     """
 
     points: FloatArray
     truth: FloatArray
     support: tuple[FloatArray, FloatArray]
-    answers: Mapping[int, FloatArray]
+    answers: Mapping[int | str, FloatArray]
 
 
 def curve_plot(curves: Sequence[LearntCurve], *, title: str = "") -> Figure:
@@ -45,13 +46,15 @@ def curve_plot(curves: Sequence[LearntCurve], *, title: str = "") -> Figure:
         axes = list(figure.subplots(1, len(curves), sharey=True, squeeze=False)[0])
         shades = matplotlib.colormaps[SHADES]
         for axis, curve in zip(axes, curves, strict=True):
-            last = max(curve.answers, default=0)
+            updates = [taken for taken in curve.answers if isinstance(taken, int)]
+            last = max(updates, default=0)
             for taken, values in curve.answers.items():
                 before = taken == 0
+                shade = taken / last if isinstance(taken, int) and last else 1.0
                 axis.plot(
                     curve.points,
                     values,
-                    color=INK if before else shades(LIGHTEST + (1 - LIGHTEST) * taken / last),
+                    color=INK if before else shades(LIGHTEST + (1 - LIGHTEST) * shade),
                     linestyle=":" if before else "-",
                     linewidth=1.4,
                     label=_name(taken),
@@ -82,7 +85,9 @@ def write_curve_plot(curves: Sequence[LearntCurve], stem: Path, *, title: str = 
         save_figure(curve_plot(curves, title=title), stem)
 
 
-def _name(taken: int) -> str:
+def _name(taken: int | str) -> str:
+    if isinstance(taken, str):
+        return in_plot(taken)
     if taken == 0:
         return "before"
     return f"after {taken} update{'s' if taken > 1 else ''}"

@@ -21,7 +21,7 @@ from metalm.fewshot.methods import most_ways, names_of_methods
 from metalm.fewshot.official_runs import RunScores, judge_of, read_runs, score_runs
 from metalm.fewshot.presets import FewShotConfig, preset, within_classes
 from metalm.fewshot.shown_tasks import draw_tasks
-from metalm.fewshot.sources import draw_pictures
+from metalm.fewshot.sources import CURVES, draw_pictures
 from metalm.fewshot.stored_images import open_images
 from metalm.training.configuration import from_json
 from metalm.training.devices import refuse_missing_device
@@ -69,14 +69,18 @@ def parse(arguments: Sequence[str]) -> Asked:
         "--method", nargs="+", default=["prototypical"], help="one or several names, or all"
     )
     parser.add_argument(
-        "--task", default="glyphs", help="sine, glyphs, omniglot, or a folder of class folders"
+        "--task",
+        default="glyphs",
+        help="sine, linear, glyphs, omniglot, or a folder of class folders",
     )
     parser.add_argument("--way", type=int, default=5, help="classes of a task")
-    parser.add_argument("--shot", type=int, help="support items of a class (default: 1; sine: 5)")
+    parser.add_argument(
+        "--shot", type=int, help="support items of a class (default: 1; of a curve: 5)"
+    )
     parser.add_argument("--run", type=Path, help="where the runs go (default: below runs/)")
     parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
     options, overrides = parser.parse_known_args(arguments)
-    shot = options.shot if options.shot is not None else 5 if options.task == "sine" else 1
+    shot = options.shot if options.shot is not None else 5 if options.task in CURVES else 1
     known = names_of_methods(options.task)
     methods = known if options.method == ["all"] else options.method
     for name in methods:
@@ -105,7 +109,7 @@ def shown(configs: Sequence[FewShotConfig]) -> list[dict[str, object]]:
 
 def _folder(config: FewShotConfig) -> Path:
     task = config.task
-    size = f"{task.shot}-shot" if task.source == "sine" else f"{task.way}-way-{task.shot}-shot"
+    size = f"{task.shot}-shot" if task.source in CURVES else f"{task.way}-way-{task.shot}-shot"
     return Path("runs") / f"{Path(task.source).name}-{size}"
 
 
@@ -117,7 +121,7 @@ def pictures_of(config: FewShotConfig, prepare: Callable[..., Path]) -> Labelled
         prepare: finds or makes the prepared folder of a source.
     """
     task = config.task
-    if task.source == "sine":
+    if task.source in CURVES:
         return None
     if task.source == "glyphs":
         return draw_pictures(task.size)

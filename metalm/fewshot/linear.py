@@ -5,18 +5,32 @@
 The best guess in squared error is the posterior mean: ridge regression with the penalty
 noise^2 / spread^2. Its expected error is known too, so that no method can honestly score less.
 
-This is an oracle, which no command offers: from Python, any method for regression can be scored on
-these episodes beside `bayes_answers`, and an honest one stays above `bayes_error`.
+So any method for regression can be scored on these episodes beside that oracle
+(`posterior_mean.py`), and an honest one stays above `bayes_error`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metalm.fewshot.episodes import Episode
+
+SPREAD, NOISE = 1.0, 0.1
+"""Standard deviations of the tasks that the command line offers."""
+
+
+class Lines(NamedTuple):
+    """Straight lines, or planes."""
+
+    weights: Tensor
+    """w, then b, [lines, inputs + 1, 1]."""
+
+    def at(self, points: Tensor) -> Tensor:
+        """The values, without noise, at points [lines, points, inputs]: [lines, points, 1]."""
+        return with_one(points) @ self.weights
 
 
 class LinearTasks:
@@ -41,8 +55,8 @@ class LinearTasks:
         shot: int,
         query: int,
         seed: int,
-        spread: float = 1.0,
-        noise: float = 0.1,
+        spread: float = SPREAD,
+        noise: float = NOISE,
     ) -> None:
         if min(inputs, shot, query) < 1 or spread <= 0 or noise <= 0:
             raise ValueError(
@@ -52,10 +66,11 @@ class LinearTasks:
             )
         self.inputs, self.shot, self.query = inputs, shot, query
         self.spread, self.noise = spread, noise
+        self.points = (-3.0, 3.0)  # where pictures show a line; few points lie beyond
         self.generator = torch.Generator().manual_seed(seed)
 
-    def sample(self, count: int) -> Episode:
-        """The next `count` tasks: points [count, points, inputs], values [count, points, 1]."""
+    def draw(self, count: int) -> tuple[Lines, Episode]:
+        """The next `count` lines; points [count, points, inputs], values [count, points, 1]."""
         points = self.shot + self.query
         sizes = [self.inputs + 1, points * self.inputs, points]
         numbers = torch.stack(
@@ -63,8 +78,14 @@ class LinearTasks:
         )
         weights, flat, errors = numbers.split(sizes, 1)
         x = flat.unflatten(1, (points, self.inputs))
-        y = self.spread * with_one(x) @ weights.unsqueeze(2) + self.noise * errors.unsqueeze(2)
-        return Episode(x[:, : self.shot], y[:, : self.shot], x[:, self.shot :], y[:, self.shot :])
+        lines = Lines(self.spread * weights.unsqueeze(2))
+        y = lines.at(x) + self.noise * errors.unsqueeze(2)
+        shot = self.shot
+        return lines, Episode(x[:, :shot], y[:, :shot], x[:, shot:], y[:, shot:])
+
+    def sample(self, count: int) -> Episode:
+        """The next `count` tasks."""
+        return self.draw(count)[1]
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the generator."""

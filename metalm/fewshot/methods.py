@@ -11,6 +11,7 @@ from metalm.fewshot.anil import Anil
 from metalm.fewshot.elastic_prototypical import ElasticPrototypical
 from metalm.fewshot.from_scratch import FromScratch
 from metalm.fewshot.images import LabelledImages
+from metalm.fewshot.linear import NOISE, SPREAD
 from metalm.fewshot.lstm_meta_learner import LstmMetaLearner
 from metalm.fewshot.maml import Maml
 from metalm.fewshot.matching import Matching
@@ -19,13 +20,14 @@ from metalm.fewshot.method import FewShotMethod
 from metalm.fewshot.multi_task import MultiTask
 from metalm.fewshot.networks import Classifier, Conv4, SineNetwork
 from metalm.fewshot.pixels import NearestPixels
+from metalm.fewshot.posterior_mean import PosteriorMean
 from metalm.fewshot.presets import FewShotConfig
 from metalm.fewshot.prototypical import Prototypical
 from metalm.fewshot.relation import Relation
 from metalm.fewshot.reptile import Reptile
 from metalm.fewshot.siamese import Objective, Siamese
 from metalm.fewshot.snail import Snail
-from metalm.fewshot.sources import images_of
+from metalm.fewshot.sources import CURVES, images_of
 from metalm.fewshot.transfer import Transfer
 
 Builder = Callable[[FewShotConfig, LabelledImages], FewShotMethod]
@@ -166,6 +168,11 @@ def _multi_task(config: FewShotConfig, images: LabelledImages | None) -> FewShot
     return MultiTask(network(config, images), rate=config.adaptation.rate, **options)
 
 
+def _posterior_mean(config: FewShotConfig, images: LabelledImages | None) -> FewShotMethod:
+    del config, images
+    return PosteriorMean((NOISE / SPREAD) ** 2)
+
+
 def _transfer(config: FewShotConfig, images: LabelledImages | None) -> FewShotMethod:
     assert images is not None
     options = _options(config)
@@ -191,14 +198,17 @@ OPTIMIZATION: Mapping[str, AdaptationBuilder] = {
     "from-scratch": _from_scratch,
 }
 
+# The closed form, for straight lines alone.
+ORACLES: Mapping[str, AdaptationBuilder] = {"posterior-mean": _posterior_mean}
+
 # Baselines of inner updates for pictures alone.
 BY_CLASS: Mapping[str, AdaptationBuilder] = {"transfer": _transfer}
 
 
 def names_of_methods(source: str) -> list[str]:
     """The methods that there are for tasks of this source."""
-    if source == "sine":
-        return [*OPTIMIZATION]
+    if source in CURVES:
+        return [*OPTIMIZATION, *(ORACLES if source == "linear" else ())]
     return [*METRIC, *OPTIMIZATION, *BY_CLASS]
 
 
@@ -208,7 +218,7 @@ def most_ways(config: FewShotConfig) -> int | None:
     What ends in a head with a number for each class has as many as its tasks in use.
     """
     any_number = config.method in METRIC and config.method != "snail"
-    return None if any_number or config.task.source == "sine" else config.task.way
+    return None if any_number or config.task.source in CURVES else config.task.way
 
 
 def made(config: FewShotConfig, images: LabelledImages | None = None) -> FewShotMethod:
@@ -233,4 +243,4 @@ def made(config: FewShotConfig, images: LabelledImages | None = None) -> FewShot
         )
     if config.method in METRIC and images is not None:
         return METRIC[config.method](config, images)
-    return {**OPTIMIZATION, **BY_CLASS}[config.method](config, images)
+    return {**OPTIMIZATION, **BY_CLASS, **ORACLES}[config.method](config, images)

@@ -10,6 +10,7 @@ from metalm.analysis.curve_plot import LearntCurve, write_curve_plot
 from metalm.analysis.episode_plot import AnsweredEpisode, write_episode_plot
 from metalm.fewshot.adaptation import Adaptation
 from metalm.fewshot.images import LabelledImages
+from metalm.fewshot.linear import LinearTasks
 from metalm.fewshot.method import FewShotMethod
 from metalm.fewshot.presets import FewShotConfig
 from metalm.fewshot.sine import SineTasks
@@ -35,11 +36,12 @@ def draw_tasks(
         images: the pictures; None for curves.
     """
     if images is None:
-        assert isinstance(method, Adaptation)
         source = episode_source(config.task, "test", config.seed)
-        assert isinstance(source, SineTasks)
+        assert isinstance(source, SineTasks | LinearTasks)
         stem, points = folder / "curves", f"{config.task.shot} points"
-        title = f"{config.method}: sine curves learnt from {points}, before and after each update"
+        title = f"{config.method}: {config.task.source} curves learnt from {points}"
+        if isinstance(method, Adaptation):
+            title += ", before and after each update"
         write_curve_plot(learnt_curves(method, source), stem, title=title)
     else:
         task = config.task
@@ -55,16 +57,20 @@ def draw_tasks(
 
 
 @torch.no_grad()
-def learnt_curves(method: Adaptation, source: SineTasks) -> list[LearntCurve]:
+def learnt_curves(method: FewShotMethod, source: SineTasks | LinearTasks) -> list[LearntCurve]:
     """The next curves of a source, with the answers before the first update and after each."""
     curves, episode = source.draw(SHOWN_CURVES)
     low, high = source.points
     points = torch.linspace(low, high, SHOWN_POINTS).view(1, -1, 1).expand(SHOWN_CURVES, -1, -1)
-    device = next(method.parameters()).device
     truth = curves.at(points)
-    taken = range(min(method.test_steps, SHOWN_UPDATES) + 1)
     given = (episode.support_inputs, episode.support_targets, points)
-    answers = method.answers_after(list(taken), *(each.to(device) for each in given)).cpu()
+    if isinstance(method, Adaptation):
+        device = next(method.parameters()).device
+        updates = list(range(min(method.test_steps, SHOWN_UPDATES) + 1))
+        answers = method.answers_after(updates, *(each.to(device) for each in given)).cpu()
+        names: list[int | str] = [*updates]
+    else:
+        names, answers = ["answer"], method.predict(*given).unsqueeze(0)
     return [
         LearntCurve(
             points[task, :, 0].double().numpy(),
@@ -73,7 +79,10 @@ def learnt_curves(method: Adaptation, source: SineTasks) -> list[LearntCurve]:
                 episode.support_inputs[task, :, 0].double().numpy(),
                 episode.support_targets[task, :, 0].double().numpy(),
             ),
-            {number: answers[number, task, :, 0].double().numpy() for number in taken},
+            {
+                number: own[task, :, 0].double().numpy()
+                for number, own in zip(names, answers, strict=True)
+            },
         )
         for task in range(SHOWN_CURVES)
     ]

@@ -10,6 +10,7 @@ from metalm.fewshot.distortions import DistortedEpisodes
 from metalm.fewshot.episodes import Episode, EpisodePlan, EpisodeSampler, EpisodeSource
 from metalm.fewshot.glyphs import draw_glyphs
 from metalm.fewshot.images import QUARTER_TURNS, ImageEpisodes, LabelledImages
+from metalm.fewshot.linear import LinearTasks
 from metalm.fewshot.sine import SineTasks
 from metalm.fewshot.splits import ClassSplit, official_split, random_split
 
@@ -33,14 +34,19 @@ _OPTIONS: dict[Part, str] = {
 }
 
 
+CURVES = ("sine", "linear")
+"""Tasks of regression, which have no classes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """What a task is, and which classes it may have."""
 
     source: str = "glyphs"
-    """sine; glyphs, which are drawn; omniglot, or the path of pictures (see the README)."""
+    """sine or linear; glyphs, which are drawn; omniglot, or the path of pictures (see the
+    README)."""
     way: int = 5
-    """Classes of a task (not for sine)."""
+    """Classes of a task (not for curves)."""
     shot: int = 1
     """Support items of a class; points of a curve."""
     query: int = 15
@@ -62,7 +68,7 @@ class TaskConfig:
     distorted: bool = False
     """Pictures to learn from are a little turned, sheared, scaled and shifted."""
     size: int = 28
-    """Pixels of a side (not for sine)."""
+    """Pixels of a side (not for curves)."""
     channels: Literal[1, 3] = 3
     """Of own pictures: 1 makes them grey, as the official challenge wants them; 3 keeps colours."""
     dark_ink: bool = False
@@ -152,7 +158,7 @@ def episode_source(
         part: whose classes; curves have no parts, but a stream of their own for each.
         seed: of the split and of the episodes.
         shape: of a task; None takes the configuration's.
-        images: the pictures; not for sine.
+        images: the pictures; not for curves.
         by_class: targets are the numbers of the part's classes, not their places in the task.
 
     Raises:
@@ -163,6 +169,8 @@ def episode_source(
     stream = seed * len(_STREAMS) + _STREAMS[part]
     if config.source == "sine":
         return SineTasks(shot=shape.shot, query=shape.query, seed=stream)
+    if config.source == "linear":
+        return LinearTasks(shot=shape.shot, query=shape.query, seed=stream)
     if images is None:
         raise ValueError(
             f"tasks of {config.source!r} need pictures; expected images, found none; prepare them"

@@ -29,6 +29,10 @@ def test_overrides_reach_every_method():
     asked = parse(["--task", "sine", "--method", "all"])
     assert [config.method for config in asked.configs] == names_of_methods("sine")
     assert {config.task.shot for config in asked.configs} == {5}
+    assert "posterior-mean" not in names_of_methods("sine")
+    asked = parse(["--task", "linear", "--method", "all"])
+    assert [config.method for config in asked.configs][-1] == "posterior-mean"
+    assert str(asked.folder) == "runs/linear-5-shot"
     assert str(parse(["--run", "here"]).folder) == "here"
 
 

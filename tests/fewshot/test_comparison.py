@@ -59,6 +59,8 @@ def test_curves_are_scored_by_their_error(tmp_path):
     """After the updates that a method makes in use, and after others where it was scored there."""
     found = {"maml": curves(9, (0, 1)), "meta-sgd": curves(1, (0,)), "pixels": curves(0, ())}
     assert described(tasks_of(found)) == "sine curves, 5 points, 15 queries; 100 test tasks, seed 3"
+    facts = tasks_of(found) | {"task": "linear"}
+    assert described(facts).startswith("straight lines, 5 points, 15 queries; 100 test tasks")
     lines = table(found).splitlines()
     assert lines[2].startswith("| method | mean squared error (95 %) | updates | after 0 | after 1")
     assert lines[4].startswith("| maml | 0.067 ± 0.050 | 9 | 0.670 ± 0.050 | 0.335 ± 0.050 |")

@@ -58,6 +58,19 @@ def test_curves_of_another_frequency():
     torch.testing.assert_close(episode.query_targets, expected)
 
 
+def test_values_of_lines_are_theirs_and_noise():
+    drawn, episode = lines(noise=0.01).draw(50)
+    again = lines(noise=0.01).sample(50)
+    for one, other in zip(episode, again, strict=True):
+        assert torch.equal(one, other)
+    left = episode.query_targets - drawn.at(episode.query_inputs)
+    assert float(left.std()) == pytest.approx(0.01, rel=0.2)
+    slope = drawn.weights[:, :2].mT @ torch.tensor([1.0, 0.0]).view(2, 1)
+    points = torch.tensor([[[0.0, 0.0], [1.0, 0.0]]]).expand(50, 2, 2)
+    values = drawn.at(points)
+    torch.testing.assert_close(values[:, 1:] - values[:, :1], slope)
+
+
 def test_support_alone_decides_what_the_least_squares_say():
     # Without noise to speak of, 5 points of a plane decide it.
     episode = lines(noise=1e-6).sample(4)

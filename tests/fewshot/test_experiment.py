@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from metalm.fewshot.experiment import load, schedule, score, train
 from metalm.fewshot.glyphs import draw_glyphs
+from metalm.fewshot.linear import bayes_error
 from metalm.fewshot.methods import (
     BY_CLASS,
     METRIC,
@@ -19,6 +20,7 @@ from metalm.fewshot.methods import (
 )
 from metalm.fewshot.presets import ScoringConfig, preset, within_classes
 from metalm.fewshot.scoring import score_of_answers
+from metalm.fewshot.shown_tasks import draw_tasks
 from metalm.fewshot.sources import episode_source
 from metalm.training.run_folder import RunFolder
 
@@ -87,6 +89,28 @@ def test_every_method_of_inner_updates_learns_curves(method, tmp_path):
         assert math.isclose(found.mean, error_after(updates), rel_tol=1e-5)
     stored = json.loads((tmp_path / "results.json").read_text())
     assert stored["after"]["0"]["mean"] == result.after[0].mean
+
+
+def test_lines_are_scored_beside_the_best_that_is_possible(tmp_path):
+    """The oracle's score is what `bayes_error` expects; a method that learnt little is behind."""
+    results = {}
+    for method in ("maml", "posterior-mean"):
+        config = preset(method, "linear", shot=5)
+        config = replace(
+            config,
+            training=replace(config.training, steps=2, tasks=3),
+            scoring=replace(config.scoring, tasks=400),
+        )
+        folder = RunFolder(tmp_path / method)
+        trained = train(config, folder)
+        results[method] = score(config, trained, folder).score.mean
+        assert draw_tasks(config, trained, folder.folder) == folder.folder / "curves.png"
+    episode = episode_source(config.task, "test", config.seed).sample(400)
+    expected = bayes_error(episode[0], episode[2], spread=1.0, noise=0.1).mean()
+    by_task = (trained.predict(*episode[:3]) - episode[3]).square().mean((1, 2))
+    assert results["posterior-mean"] == pytest.approx(float(by_task.mean()), rel=1e-5)
+    assert abs(results["posterior-mean"] - float(expected)) < 4 * float(by_task.std()) / 20
+    assert results["maml"] > 10 * results["posterior-mean"]
 
 
 @pytest.mark.parametrize("source", ["sine", "glyphs", "omniglot"])
