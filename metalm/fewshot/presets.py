@@ -150,6 +150,7 @@ _STEPS_OF_MANY_WAYS = {"relation": 4000, "maml": 1500, "meta-sgd": 2000, "anil":
 _CURVE_UPDATES = (0, 1, 5, 10)
 # Meta-training for straight lines, which are learnt in a fraction of the steps for sine curves.
 _STEPS_ON_LINES = 10_000
+_RATE_ON_LINES = 0.05  # of 0.01, 0.05 and 0.2, on validation lines (EXPERIMENTS.md)
 
 
 def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> FewShotConfig:
@@ -189,6 +190,8 @@ def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> 
         training, adaptation = _on_curves(method, training, adaptation)
         if source == "linear":
             training = replace(training, steps=min(_STEPS_ON_LINES, training.steps))
+            if method in ("maml", "anil", "meta-sgd"):
+                adaptation = replace(adaptation, rate=_RATE_ON_LINES)
         updates = tuple(n for n in _CURVE_UPDATES if n <= adaptation.test_steps)
         scoring = replace(scoring, updates=updates)
     config = replace(
