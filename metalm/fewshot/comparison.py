@@ -11,6 +11,7 @@ from metalm.analysis.bootstrap import Interval
 from metalm.analysis.score_plot import write_score_plot
 from metalm.fewshot.experiment import Result
 from metalm.fewshot.scoring import Estimate
+from metalm.fewshot.sources import CURVES
 from metalm.training.disk import write_at_once
 
 # Facts that describe the tasks; the others may differ from method to method.
@@ -110,17 +111,11 @@ def tasks_of(results: Mapping[str, Result]) -> dict[str, Any]:
     return found[0]
 
 
-# What regression is on.
-_CURVES = {"sine": "sine curves", "linear": "straight lines"}
-
-
 def described(tasks: Mapping[str, Any]) -> str:
     """What the tasks are, in one line."""
     count = f"{tasks['tasks']:,} test tasks, seed {tasks['seed']}"
-    if tasks["task"] in _CURVES:
-        return (
-            f"{_CURVES[tasks['task']]}, {tasks['shot']} points, {tasks['query']} queries; {count}"
-        )
+    if tasks["task"] in CURVES:
+        return f"{CURVES[tasks['task']]}, {tasks['shot']} points, {tasks['query']} queries; {count}"
     extras = [f"{tasks['split']} split"]
     if tasks["rotations"]:
         extras.append("rotations learnt from")
@@ -136,7 +131,7 @@ def described(tasks: Mapping[str, Any]) -> str:
 
 def unit_of(tasks: Mapping[str, Any]) -> tuple[str, float]:
     """What a score is called, and what it is multiplied with to be shown."""
-    return ("mean squared error", 1.0) if tasks["task"] in _CURVES else ("accuracy, %", 100.0)
+    return ("mean squared error", 1.0) if tasks["task"] in CURVES else ("accuracy, %", 100.0)
 
 
 def interval(score: Estimate, scale: float) -> Interval:

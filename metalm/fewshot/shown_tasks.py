@@ -14,7 +14,7 @@ from metalm.fewshot.linear import LinearTasks
 from metalm.fewshot.method import FewShotMethod
 from metalm.fewshot.presets import FewShotConfig
 from metalm.fewshot.sine import SineTasks
-from metalm.fewshot.sources import TaskShape, episode_source
+from metalm.fewshot.sources import CURVES, TaskShape, episode_source
 
 SHOWN_CURVES, SHOWN_POINTS = 3, 201
 SHOWN_UPDATES = 10
@@ -39,7 +39,7 @@ def draw_tasks(
         source = episode_source(config.task, "test", config.seed)
         assert isinstance(source, SineTasks | LinearTasks)
         stem, points = folder / "curves", f"{config.task.shot} points"
-        title = f"{config.method}: {config.task.source} curves learnt from {points}"
+        title = f"{config.method}: {CURVES[config.task.source]} learnt from {points}"
         if isinstance(method, Adaptation):
             title += ", before and after each update"
         write_curve_plot(learnt_curves(method, source), stem, title=title)

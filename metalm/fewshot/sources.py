@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -34,8 +35,8 @@ _OPTIONS: dict[Part, str] = {
 }
 
 
-CURVES = ("sine", "linear")
-"""Tasks of regression, which have no classes."""
+CURVES: Mapping[str, str] = {"sine": "sine curves", "linear": "straight lines"}
+"""Tasks of regression, which have no classes, and what they are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
