@@ -8,13 +8,16 @@ first alone writes, prints and measures what reading costs.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from metalm.adapt.reading_state import checksum
 from metalm.analysis.report import write_report
 from metalm.analysis.tables import Cost, print_tables
 from metalm.language.articles import ArticleSet, Corpus
@@ -31,6 +34,7 @@ from metalm.language.stages import Stages
 from metalm.language.temperatures import Temperatures, run_temperatures
 from metalm.language.trained import load_trained
 from metalm.language.trials import BegunTrials, Trial, trial_from_json, trial_to_json
+from metalm.language.tuning_text import tuning_text
 from metalm.training.disk import write_at_once
 from metalm.training.processes import first_alone, is_first
 
@@ -60,11 +64,14 @@ def tune(
 ) -> Trials:
     """Tunes every method for one reading mode on validation articles; keeps all trials."""
     begun = folder.folder / f"tuning-{mode}-begun.json"
+    of = _what_trials_depend_on(config, models, corpus, mode)
     others = (read_trials(folder, other) for other in MODES if other != mode)
 
-    def keep(trials: Trials, path: Path) -> None:
-        content = {name: [trial_to_json(t) for t in found] for name, found in trials.items()}
-        first_alone(lambda: write_at_once(path, json.dumps(content, indent=1) + "\n"))
+    def keep(trials: Trials) -> None:
+        first_alone(lambda: _write(_tuning_path(folder, mode), _as_json(trials)))
+
+    def keep_begun(trials: Trials) -> None:
+        first_alone(lambda: _write(begun, {"of": of, "trials": _as_json(trials)}))
 
     def report(name: str, trial: Trial) -> None:
         text = "".join(f", {key} {value:.3g}" for key, value in sorted(trial.settings.items()))
@@ -82,10 +89,10 @@ def tune(
             read_trials(folder, mode),
             next(others, None),
             report,
-            partial(keep, path=_tuning_path(folder, mode)),
+            keep,
             ablations=mode in config.evaluation.ablations,
             progress=progress,
-            begun=BegunTrials(_trials_in(begun), partial(keep, path=begun)),
+            begun=BegunTrials(_begun_trials(begun, of), keep_begun),
         )
     first_alone(lambda: begun.unlink(missing_ok=True))
     return trials
@@ -106,15 +113,53 @@ def read_trials(folder: RunFolder, mode: str) -> Trials:
     Raises:
         ValueError: the file is damaged.
     """
-    return _trials_in(_tuning_path(folder, mode))
-
-
-def _trials_in(path: Path) -> Trials:
+    path = _tuning_path(folder, mode)
     if not path.exists():
         return {}
-    try:
+    with _named_if_damaged(path):
+        return _from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _begun_trials(path: Path, of: str) -> Trials:
+    """The trials of a search that was stopped; none if they are of other weights, text or grids."""
+    if not path.exists():
+        return {}
+    with _named_if_damaged(path):
         stored = dict(json.loads(path.read_text(encoding="utf-8")))
-        return {name: [trial_from_json(t) for t in trials] for name, trials in stored.items()}
+        return _from_json(stored["trials"]) if stored.get("of") == of else {}
+
+
+def _what_trials_depend_on(
+    config: ExperimentConfig, models: TrainedModels, corpus: Corpus, mode: str
+) -> str:
+    """SHA-256 of settings, text and weights; the statistics follow from the weights."""
+    text = tuning_text(corpus.valid, config.tuning, mode)
+    modules = [*models.models.items(), *models.rules.items(), ("starts", models.starts)]
+    description = {
+        "tuning": dataclasses.asdict(config.tuning),
+        "text": [tokens.tolist() for tokens in text.texts],
+        "words": text.num_words,
+        "weights": [[name, checksum(module)] for name, module in modules if module is not None],
+    }
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_at_once(path, json.dumps(content, indent=1) + "\n")
+
+
+def _as_json(trials: Trials) -> dict[str, Any]:
+    return {name: [trial_to_json(trial) for trial in found] for name, found in trials.items()}
+
+
+def _from_json(stored: dict[str, Any]) -> Trials:
+    return {name: [trial_from_json(t) for t in trials] for name, trials in dict(stored).items()}
+
+
+@contextmanager
+def _named_if_damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} cannot be read; expected the trials that tuning wrote, found "

@@ -207,7 +207,9 @@ class Reader:
         found = None if unfinished is None else unfinished.found()
         entered = 0 if found is None else found["entered"]
         waiting = iter(range(entered, len(texts)))
-        batch_rows = ArticleRows(texts, waiting, min(rows, max(1, len(texts))))
+        # As many as there were: their memories are kept, and none is opened while others are read.
+        rows = min(rows, max(1, len(texts))) if found is None else len(found["positions"])
+        batch_rows = ArticleRows(texts, waiting, rows)
         if found is None:
             memory = self._fresh_memory(len(batch_rows.enter()))
             return Standing(batch_rows, memory, scores, [0] * len(texts), recorder)

@@ -39,10 +39,11 @@ class ReadingStore:
         return Unfinished(self.folder / f"{_UNFINISHED}{_digest(several)}.safetensors", several)
 
     def forget_unfinished(self) -> None:
-        """Removes what is left of readings that have been finished since."""
+        """Removes what is left of readings that were finished since, half-written files too."""
         if is_first():
             for path in self.folder.glob(f"{_UNFINISHED}*.safetensors"):
                 path.unlink(missing_ok=True)
+            checkpoint.sweep(self.folder)
 
     def get(self, description: Mapping[str, Any], lengths: Sequence[int]) -> Readings | None:
         """The reading of that description; None if it was not finished.

@@ -11,10 +11,11 @@ statistics-N.safetensors  RMS of the training gradients at segments of N (dynami
 article-starts.safetensors  what tells where articles begin, where a flush was asked for
 stages/NAME/              checkpoints and metrics of a training
 tuning-MODE.json          every trial on validation articles
+tuning-MODE-begun.json    those of searches that were stopped; goes when tuning is done
 mixtures-MODE.safetensors the networks that mix fast copies
 temperatures-MODE.json    the temperature of the softmax that suits each method, where asked for
 readings/SPLIT-MODE/      the loss of every token and the curves of the fast weights, one file a
-                          finished reading
+                          finished reading, and unfinished-... one that was stopped
 scores-SPLIT-MODE.npz     the loss of every word, for every method
 report-SPLIT/             report.html, results.json, plots and report.md
 report-text-NAME/         report.html and results.json of single files (evaluate.py --text)

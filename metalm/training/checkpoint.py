@@ -128,12 +128,25 @@ def save_step(
     path = step_path(folder, step)
     save(path, tensors, meta)
     old = [step_path(folder, saved) for saved in saved_steps(folder) if saved <= step][:-keep]
-    # Safetensors writes under names of its own; only checkpoints lie in this folder.
-    left = [*half_written(Path(folder)), *Path(folder).glob(".tmp??????")]
     with writing(folder):
-        for file in (*old, *left):
+        for file in old:
             file.unlink(missing_ok=True)
+    sweep(folder)
     return path
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed programs left half-written in a folder that holds checkpoints only.
+
+    Safetensors writes under names of its own, which elsewhere may be those of others.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    with writing(folder):
+        for left in (*half_written(folder), *folder.glob(".tmp??????")):
+            left.unlink(missing_ok=True)
 
 
 def _to_json(path: Path, meta: Mapping[str, Any]) -> str:

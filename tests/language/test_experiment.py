@@ -80,6 +80,47 @@ def test_a_search_that_is_stopped_goes_on_at_its_next_trial(copied_run, monkeypa
             assert dataclasses.replace(one, seconds=0.0) == dataclasses.replace(other, seconds=0.0)
 
 
+@pytest.mark.parametrize("changed", ["nothing", "thetas", "text", "weights"])
+def test_a_search_goes_on_only_with_the_same_weights_text_and_grids(
+    copied_run, monkeypatch, changed
+):
+    config, corpus, folder = copied_run
+    plain, tried = tuning_module.try_methods, []
+
+    def stopped(models, methods, *others):
+        if len(tried) >= 3:
+            raise KeyboardInterrupt
+        tried.extend(methods)
+        return plain(models, methods, *others)
+
+    def counted(models, methods, *others):
+        tried.extend(methods)
+        return plain(models, methods, *others)
+
+    monkeypatch.setattr(tuning_module, "try_methods", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.tune_run(config, corpus, folder, ["reset"])
+    begun = json.loads((folder.folder / "tuning-reset-begun.json").read_text())
+    done = sum(map(len, begun["trials"].values()))
+    assert done > 0
+    if changed == "weights":
+        tensors, meta = folder.load("control")
+        tensors = {name: tensor + 0.01 for name, tensor in tensors.items()}
+        folder.save("control", tensors, meta)
+    elif changed != "nothing":
+        other = {"thetas": {"thetas": (0.123,)}, "text": {"tokens": config.tuning.tokens - 1}}
+        tuning = dataclasses.replace(config.tuning, **other[changed])
+        config = dataclasses.replace(config, tuning=tuning)
+    monkeypatch.setattr(tuning_module, "try_methods", counted)
+    tried.clear()
+    found = experiment.tune_run(config, corpus, folder, ["reset"])["reset"]
+    searched = sum(len(trials) for name, trials in found.items() if name in begun["trials"])
+    again = sum(method.learning in begun["trials"] for method in tried)
+    assert again == searched - (done if changed == "nothing" else 0)
+    if changed == "thetas":
+        assert {t.cache.theta for t in found["sgd"]} == {0.123}
+
+
 def test_a_damaged_file_of_trials_is_named(copied_run):
     """Cut off anywhere; and with a value that is no trial."""
     config, corpus, folder = copied_run
