@@ -28,10 +28,10 @@ from metalm.language.cache import CacheConfig
 from metalm.language.comparison import TUNED
 from metalm.language.copies import nats_of_copies
 from metalm.language.copy_readings import Request, read_copies
-from metalm.language.experiment import read_trials
 from metalm.language.methods import NAMES, Method, TrainedModels
 from metalm.language.opened_run import OpenedRun, open_run
 from metalm.language.reading import CacheGrid, Readings
+from metalm.language.trial_files import read_trials
 from metalm.language.trials import choose_settings
 from metalm.training.allocator import keep_freed_memory
 

@@ -40,7 +40,6 @@ from metalm.language.choice_scores import (
     starting_settings,
     static_score,
 )
-from metalm.language.experiment import read_trials
 from metalm.language.fast_choices import (
     WHOLE,
     FastChoice,
@@ -51,6 +50,7 @@ from metalm.language.fast_choices import (
 from metalm.language.model import LanguageModel
 from metalm.language.opened_run import OpenedRun, open_run
 from metalm.language.trained import load_model
+from metalm.language.trial_files import read_trials
 from metalm.training.allocator import keep_freed_memory
 
 DEFAULT = next(choice.name for choice in WHOLE if choice.patterns == FastChoice(name="").patterns)

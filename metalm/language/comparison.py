@@ -168,7 +168,8 @@ def compared_methods(
                 continue  # an ablation, or not the best rival with a cache: not asked
             title = "cache" if learning == "none" else f"{title} + cache"
             methods.append(_method(title, learning, model, cached, cached.cache, learned))
-            if learned_cache and copies == 1 and learning in _LEARNED_CACHE:
+            own = learned_cache and cached.cache.share > 0.0
+            if own and copies == 1 and learning in _LEARNED_CACHE:
                 title = f"{NAMES[learning]} + " if learning != "none" else ""
                 title += "learned cache"
                 methods.append(_method(title, learning, model, cached, cached.cache, True))

@@ -8,16 +8,12 @@ first alone writes, prints and measures what reading costs.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metalm.adapt.reading_state import checksum
 from metalm.analysis.report import write_report
 from metalm.analysis.tables import Cost, print_tables
 from metalm.language.articles import ArticleSet, Corpus
@@ -33,9 +29,8 @@ from metalm.language.scoring import Scored, score_split
 from metalm.language.stages import Stages
 from metalm.language.temperatures import Temperatures, run_temperatures
 from metalm.language.trained import load_trained
-from metalm.language.trials import BegunTrials, Trial, trial_from_json, trial_to_json
-from metalm.language.tuning_text import tuning_text
-from metalm.training.disk import write_at_once
+from metalm.language.trial_files import begun_trials, forget_begun, read_trials, write_trials
+from metalm.language.trials import Trial
 from metalm.training.processes import first_alone, is_first
 
 SPLITS = ("valid", "test")
@@ -63,15 +58,7 @@ def tune(
     config: ExperimentConfig, models: TrainedModels, corpus: Corpus, folder: RunFolder, mode: str
 ) -> Trials:
     """Tunes every method for one reading mode on validation articles; keeps all trials."""
-    begun = folder.folder / f"tuning-{mode}-begun.json"
-    of = _what_trials_depend_on(config, models, corpus, mode)
     others = (read_trials(folder, other) for other in MODES if other != mode)
-
-    def keep(trials: Trials) -> None:
-        first_alone(lambda: _write(_tuning_path(folder, mode), _as_json(trials)))
-
-    def keep_begun(trials: Trials) -> None:
-        first_alone(lambda: _write(begun, {"of": of, "trials": _as_json(trials)}))
 
     def report(name: str, trial: Trial) -> None:
         text = "".join(f", {key} {value:.3g}" for key, value in sorted(trial.settings.items()))
@@ -89,82 +76,18 @@ def tune(
             read_trials(folder, mode),
             next(others, None),
             report,
-            keep,
+            partial(write_trials, folder, mode),
             ablations=mode in config.evaluation.ablations,
             progress=progress,
-            begun=BegunTrials(_begun_trials(begun, of), keep_begun),
+            begun=begun_trials(config, models, corpus, folder, mode),
         )
-    first_alone(lambda: begun.unlink(missing_ok=True))
+    forget_begun(folder, mode)
     return trials
 
 
 def _say(words: str) -> None:
     if is_first():
         print(words, file=sys.stderr, flush=True)
-
-
-def _tuning_path(folder: RunFolder, mode: str) -> Path:
-    return folder.folder / f"tuning-{mode}.json"
-
-
-def read_trials(folder: RunFolder, mode: str) -> Trials:
-    """The trials of a reading mode that are there so far; none if it was not tuned.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    path = _tuning_path(folder, mode)
-    if not path.exists():
-        return {}
-    with _named_if_damaged(path):
-        return _from_json(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _begun_trials(path: Path, of: str) -> Trials:
-    """The trials of a search that was stopped; none if they are of other weights, text or grids."""
-    if not path.exists():
-        return {}
-    with _named_if_damaged(path):
-        stored = dict(json.loads(path.read_text(encoding="utf-8")))
-        return _from_json(stored["trials"]) if stored.get("of") == of else {}
-
-
-def _what_trials_depend_on(
-    config: ExperimentConfig, models: TrainedModels, corpus: Corpus, mode: str
-) -> str:
-    """SHA-256 of settings, text and weights; the statistics follow from the weights."""
-    text = tuning_text(corpus.valid, config.tuning, mode)
-    modules = [*models.models.items(), *models.rules.items(), ("starts", models.starts)]
-    description = {
-        "tuning": dataclasses.asdict(config.tuning),
-        "text": [tokens.tolist() for tokens in text.texts],
-        "words": text.num_words,
-        "weights": [[name, checksum(module)] for name, module in modules if module is not None],
-    }
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    write_at_once(path, json.dumps(content, indent=1) + "\n")
-
-
-def _as_json(trials: Trials) -> dict[str, Any]:
-    return {name: [trial_to_json(trial) for trial in found] for name, found in trials.items()}
-
-
-def _from_json(stored: dict[str, Any]) -> Trials:
-    return {name: [trial_from_json(t) for t in trials] for name, trials in dict(stored).items()}
-
-
-@contextmanager
-def _named_if_damaged(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} cannot be read; expected the trials that tuning wrote, found "
-            f"'{type(error).__name__}: {error}'; delete it to tune again"
-        ) from error
 
 
 def compared(config: ExperimentConfig, trials: Trials, mode: str) -> list[Method]:

@@ -18,7 +18,7 @@ from metalm.analysis.scores import Scores
 from metalm.analysis.tables import Cost, print_tables
 from metalm.language.articles import SCHEMA, ArticleSet
 from metalm.language.comparison import compared_methods
-from metalm.language.experiment import read_trials
+from metalm.language.method_readings import described
 from metalm.language.methods import NAMES, Method, TrainedModels
 from metalm.language.mixtures import Mixtures, kept_mixtures
 from metalm.language.opened_run import read_experiment
@@ -29,6 +29,7 @@ from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
 from metalm.language.scoring import score_split
 from metalm.language.trained import load_trained
+from metalm.language.trial_files import read_trials
 from metalm.language.vocabulary import Vocabulary
 from metalm.training.devices import refuse_missing_device
 from metalm.training.precision import refuse_emulated_bfloat16
@@ -81,7 +82,7 @@ def reader_of_run(
         refuse_emulated_bfloat16(config.device)
     counted = [s for s in config.tuning.segments if folder.has(f"statistics-{s}")]
     models = load_trained(folder, config, None, segments=counted)
-    mixtures, _ = kept_mixtures(folder, MODE) or ({}, {})
+    mixtures, mixed = kept_mixtures(folder, MODE) or ({}, {})
     methods = [
         method
         for method in compared_methods(
@@ -89,7 +90,7 @@ def reader_of_run(
         )
         if method.model in models.models
         and (method.learning != "rms" or method.segment in models.statistics)
-        and (method.name in mixtures or not method.learned_mixture)
+        and (not method.learned_mixture or mixed.get(method.name) == described(method))
     ]
     return TextReader(
         Vocabulary.load(folder.vocabulary_path),

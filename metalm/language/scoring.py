@@ -22,7 +22,7 @@ from metalm.language.articles import Article, ArticleSet
 from metalm.language.cache import CacheConfig
 from metalm.language.copies import nats_of_copies
 from metalm.language.copy_readings import Begin, Request, Texts, read_copies
-from metalm.language.methods import Method, TrainedModels
+from metalm.language.methods import ALL_BUT_RECURRENT, Method, TrainedModels
 from metalm.language.mixtures import Mixtures
 from metalm.language.reading import CacheGrid, Readings
 from metalm.language.reading_curves import Curves, along_articles
@@ -31,6 +31,7 @@ from metalm.language.temperatures import Temperatures, at_temperature
 from metalm.language.tuning_text import Mode
 from metalm.language.unfinished import Unfinished
 from metalm.language.vocabulary import UNKNOWN, split_words
+from metalm.meta.parameters import choose
 
 
 class Scored(NamedTuple):
@@ -227,7 +228,9 @@ def _description(
         "cache": None if grid is None else [list(grid.thetas), grid.window],
         "confidence": True,
     }
-    # Named where they are asked for alone: so readings from before there was a choice are found.
+    # Named where they are not as usual: so readings from before there was a choice are found.
+    fast = models.fast_names(method)
+    described |= {"fast": list(fast)} if fast and fast != choose(model, ALL_BUT_RECURRENT) else {}
     described |= {"temperatures": list(temperatures)} if temperatures else {}
     return described | ({"bfloat16": True} if bfloat16 else {})
 

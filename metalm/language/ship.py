@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
-import json
 import shlex
 import shutil
 import sys
@@ -29,7 +28,8 @@ from metalm.language.pretrained import SHIPPED, Pretrained
 from metalm.language.pretrained_config import Origin, PretrainedConfig, ReadingSettings
 from metalm.language.run_folder import RunFolder
 from metalm.language.trained import article_starts, load_model, load_rule
-from metalm.language.trials import Trial, choose_settings, trial_from_json
+from metalm.language.trial_files import read_trials
+from metalm.language.trials import choose_settings
 from metalm.language.vocabulary import Vocabulary
 from metalm.meta.parameters import choose
 
@@ -82,7 +82,7 @@ def pretrained_of(run: RunFolder, command: str | None = None) -> Pretrained:
     starts = article_starts(run, config, None)
     reset = tuned(run, "reset")
     carry = reset
-    if _tuning(run, "carry").exists():
+    if read_trials(run, "carry"):
         carry = tuned(run, "carry", may_flush=starts is not None)
     return Pretrained(
         model=model,
@@ -115,18 +115,19 @@ def tuned(run: RunFolder, mode: str, *, may_flush: bool = False) -> ReadingSetti
     Raises:
         ValueError: the run is not tuned in this mode, or its file of trials is damaged.
     """
-    path = _tuning(run, mode)
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        best = _best(stored["joint"])
-        flushing = _best(stored["joint-flush"]) if may_flush and "joint-flush" in stored else best
+    trials = read_trials(run, mode)
+    if not trials.get("joint"):
+        raise ValueError(
+            f"{run.folder} has no settings for reading; expected the trials of 'joint' in the mode "
+            f"{mode!r}, found {', '.join(trials) or 'none'}; run python evaluate.py {run.folder} "
+            "--tune"
+        )
+    best = choose_settings(trials["joint"], cached=False)
+    flush = False
+    if may_flush and trials.get("joint-flush"):
+        flushing = choose_settings(trials["joint-flush"], cached=False)
         flush = flushing.perplexity < best.perplexity
         best = flushing if flush else best
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{run.folder} has no settings for reading; expected the trials of 'joint' in {path}, "
-            f"found '{type(error).__name__}: {error}'; run python evaluate.py {run.folder} --tune"
-        ) from error
     return ReadingSettings(
         segment=best.segment,
         settings=dict(best.settings),
@@ -135,10 +136,6 @@ def tuned(run: RunFolder, mode: str, *, may_flush: bool = False) -> ReadingSetti
         cached_perplexity=best.cached_perplexity,
         flush=flush,
     )
-
-
-def _best(stored: Sequence[Mapping[str, Any]]) -> Trial:
-    return choose_settings([trial_from_json(trial) for trial in stored], cached=False)
 
 
 def ship(pretrained: Pretrained, folder: Path, dtype: torch.dtype, limit: int) -> int:
@@ -201,10 +198,6 @@ def _differing(
         elif value != preset[name]:
             pairs.append((f"{path}{name}", value))
     return pairs
-
-
-def _tuning(run: RunFolder, mode: str) -> Path:
-    return run.folder / f"tuning-{mode}.json"
 
 
 if __name__ == "__main__":

@@ -259,6 +259,30 @@ def test_caches_with_a_learned_lambda_are_compared_where_that_is_asked():
         assert method.with_(name=other.name, learned_mixture=False) == other
 
 
+def test_a_cache_without_a_share_is_not_learned():
+    nothing = replace(trial(20, 7.0, 6.5, rate=1.0), cache=CacheConfig(share=0.0))
+    trials = {"none": [trial(64, 9.0, 8.0)], "rms": [nothing]}
+    names = [method.name for method in compared_methods(trials, learned_cache=True)]
+    assert "learned cache" in names
+    assert "dynamic evaluation (RMS) + learned cache" not in names
+
+
+def test_a_reading_with_other_fast_weights_is_another_reading(models, articles, tmp_path):
+    settings = {"rate": 0.2, "decay": 0.01}
+    methods = [
+        Method(name="static", model="control", learning="none", segment=64),
+        Method(name="sgd", model="control", learning="sgd", segment=4, settings=settings),
+    ]
+    found = []
+    for names in (models.rival_names, ("decoder.bias",), models.rival_names):
+        own = replace(models, rival_names=names)
+        scored = score_split(own, methods, articles, "reset", ReadingStore(tmp_path))
+        found.append(scored.scores.nats("sgd"))
+    assert abs(found[0] - found[1]).max() > 0.01
+    np.testing.assert_array_equal(found[0], found[2])
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_copies_at_two_rates_are_tried_around_the_best_settings(models, articles):
     config = TuningConfig(
         articles=2,
