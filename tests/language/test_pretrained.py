@@ -33,6 +33,14 @@ from metalm.meta.rules.kinds import learned_rule
 ROOT = Path(__file__).resolve().parents[2]
 SCALES = {"rate_scale": 1.3, "decay_scale": 0.6, "surprise": 0.4}
 CACHE = CacheConfig(theta=0.5, share=0.2, window=20)
+BEST = Trial(
+    segment=5,
+    settings=SCALES,
+    perplexity=19.0,
+    cached_perplexity=18.0,
+    cache=CACHE,
+    seconds=1.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +57,7 @@ def tuned_run(trained_run, tmp_path_factory):
             cache=CACHE,
             seconds=1.0,
         ),
-        Trial(
-            segment=5,
-            settings=SCALES,
-            perplexity=19.0,
-            cached_perplexity=18.0,
-            cache=CACHE,
-            seconds=1.0,
-        ),
+        BEST,
     ]
     stored = {"joint": [trial_to_json(trial) for trial in trials]}
     (folder.folder / "tuning-reset.json").write_text(json.dumps(stored))
@@ -140,16 +141,8 @@ def flushing_model(tuned_run, trained_run, tmp_path_factory):
     config, corpus, _ = trained_run
     network = train_article_starts(corpus.train, config.model.vocabulary_size, 1)
     folder.save("article-starts", network.state_dict(), {})
-    trial = Trial(
-        segment=5,
-        settings=SCALES,
-        perplexity=19.0,
-        cached_perplexity=18.0,
-        cache=CACHE,
-        seconds=1.0,
-    )
-    better = dataclasses.replace(trial, perplexity=18.5)
-    stored = {"joint": [trial_to_json(trial)], "joint-flush": [trial_to_json(better)]}
+    better = dataclasses.replace(BEST, perplexity=18.5)
+    stored = {"joint": [trial_to_json(BEST)], "joint-flush": [trial_to_json(better)]}
     (folder.folder / "tuning-carry.json").write_text(json.dumps(stored))
     return ship.pretrained_of(folder)
 
