@@ -3,9 +3,11 @@
     python benchmarks/recurrence.py [--device cuda] [--rows 60] [--hidden 1150] [--segment 20]
         [--rounds 20] [--profile]
 
-Three ways take turns: loops that fill their results in place, the pure functions of
-`compiled_walks.py` as they stand, and the same compiled. Medians and ratios are printed, and the
-largest difference of a result from the loops'. `--profile` shows what the time of each goes to.
+Ways that take turns: loops that fill their results in place, the pure functions of
+`compiled_walks.py` as they stand, and the same compiled; on a GPU also its own kernels
+(`gpu_walks.py`), and the loops as a CUDA graph, whose inputs never move. Medians and ratios are
+printed, and the largest difference of a result from the loops'. `--profile` shows what the time of
+each goes to.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metalm.language import compiled_walks
+from metalm.language import compiled_walks, row_walks
 from metalm.language.row_recurrence import RowLSTM
 from metalm.training.compiling import OftenCalled
 
@@ -42,13 +45,20 @@ def main() -> None:
     print(options)
     device = torch.device(options.device)
     run = segment(options.rows, options.hidden, options.segment, device)
+    ways = {name: (way, run) for name, way in WAYS.items()}
+    if device.type == "cuda":
+        ways = {name: (way, run) for name, way in ON_GPU.items()}
+        try:
+            ways[GRAPH] = nullcontext, graph_of(run)
+        except RuntimeError as error:
+            print(f"no graph: {error}")
     times: dict[str, list[float]] = {}
     expected: list[Tensor] = []
     for number in range(options.rounds + 1):
-        for name, way in WAYS.items():
+        for name, (way, function) in ways.items():
             with way():
                 begin = clock(device)
-                found = run()
+                found = function()
                 passed = clock(device) - begin
             if number == 0:
                 expected = expected or found
@@ -63,7 +73,7 @@ def main() -> None:
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
     if options.profile:
-        show_profiles(run, device)
+        show_profiles(ways, device)
 
 
 def segment(
@@ -91,21 +101,23 @@ def segment(
 @contextmanager
 def loops() -> Iterator[None]:
     """The loops over time of `row_walks.py`."""
-    with replaced(wanted=lambda _: False):
-        yield
+    with replaced(row_walks, gpu_walks_for=lambda *_: None):
+        with replaced(compiled_walks, wanted=lambda _: False):
+            yield
 
 
 @contextmanager
 def walks(pieces: dict[str, OftenCalled[compiled_walks.Columns]]) -> Iterator[None]:
     """The walks of `compiled_walks.py` with these pieces."""
-    with replaced(wanted=lambda _: True, **pieces):
-        yield
+    with replaced(row_walks, gpu_walks_for=lambda *_: None):
+        with replaced(compiled_walks, wanted=lambda _: True, **pieces):
+            yield
 
 
 @contextmanager
-def replaced(**others: Any) -> Iterator[None]:
-    """Other functions in `compiled_walks.py` for a while."""
-    names = vars(compiled_walks)
+def replaced(module: ModuleType, **others: Any) -> Iterator[None]:
+    """Other functions in a module for a while."""
+    names = vars(module)
     before = {name: names[name] for name in others}
     names.update(others)
     try:
@@ -122,6 +134,27 @@ WAYS = {
     "pure functions": lambda: walks(PLAIN),
     "compiled": lambda: walks(COMPILED),
 }
+ON_GPU = {**WAYS, "kernels": nullcontext}
+GRAPH = "loops as a graph"
+
+
+def graph_of(run: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
+    """The loops captured as a CUDA graph, which reads and writes the same memory each time."""
+    with loops():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = run()
+
+    def replay() -> list[Tensor]:
+        graph.replay()
+        return found
+
+    return replay
 
 
 def clock(device: torch.device) -> float:
@@ -138,7 +171,7 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
     )
 
 
-def show_profiles(run: Callable[[], list[Tensor]], device: torch.device) -> None:
+def show_profiles(ways: dict[str, tuple[Any, Callable[[], Any]]], device: torch.device) -> None:
     """What the time of each way goes to: operations, or kernels on a CUDA device."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -147,7 +180,7 @@ def show_profiles(run: Callable[[], list[Tensor]], device: torch.device) -> None
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
         order = "self_device_time_total"
-    for name, way in WAYS.items():
+    for name, (way, run) in ways.items():
         with way(), profile(activities=activities) as found:
             run()
             clock(device)

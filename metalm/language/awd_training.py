@@ -10,8 +10,9 @@ penalties on the last layer's activations. They differ in how a step is taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -31,6 +32,7 @@ from metalm.language.window_lengths import WindowLengths, WindowPlan
 from metalm.meta.parameters import Parameters
 from metalm.meta.tree import join
 from metalm.training import processes
+from metalm.training.captured import Captured
 from metalm.training.checked_settings import refuse_below
 from metalm.training.precision import reduced_products
 from metalm.training.state import pack, unpack
@@ -166,6 +168,8 @@ class AwdTraining:
         self.plan = WindowPlan(config.lengths, self.streams.length, config.epochs, seed)
         self.descent = _descent(model, config)
         self.state = model.initial_state(self.share.size)
+        on_gpu = model.embedding.weight.is_cuda
+        self._captured = Captured(self._whole_step) if on_gpu and self._is_one_piece else None
 
     @property
     def num_steps(self) -> int:
@@ -178,20 +182,13 @@ class AwdTraining:
         if window.start == 0:
             self.state = self.model.initial_state(self.share.size)
         self.model.train()
-        self.model.zero_grad(set_to_none=True)
         batch = Batch(*self.streams.segment(window.start, window.length))
-        losses, states = [], []
-        for part in in_turn(self.parts):
-            mean, penalty, state = self._losses(part, batch)
-            (mean + penalty).backward()
-            losses.append(torch.stack((mean, penalty)).detach())
-            states.append(state)
-        self.state, self.model.share = join(states), None
+        losses = self._take_gradients(batch)
         processes.add_up([p.grad for p in self.model.parameters() if p.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         share = window.length / config.window if config.rate_follows_length else 1.0
         rate = self.descent.step(window.done, share)
-        loss, penalties = processes.sums(*torch.stack(losses).double().sum(0).tolist())
+        loss, penalties = processes.sums(*losses.double().sum(0).tolist())
         values = {
             "loss": loss,
             "penalty": penalties,
@@ -212,13 +209,50 @@ class AwdTraining:
                 self.model.get_parameter(name).copy_(weight)
         return self.model
 
-    def _losses(self, part: RowShare, batch: Batch) -> tuple[Tensor, Tensor, ModelState]:
+    @property
+    def _is_one_piece(self) -> bool:
+        """Whether a step has all rows here, at once."""
+        return len(self.parts) == 1 and self.parts[0].unless_whole() is None
+
+    def _take_gradients(self, batch: Batch) -> Tensor:
+        """Loss and penalty of each part, [parts, 2]; leaves gradients and the next state."""
+        if self._captured is not None:
+            device = self.model.embedding.weight.device
+            taken = [part.to(device) for part in batch]
+            losses, *state = self._captured(*taken, *chain.from_iterable(self.state))
+            self.state = _as_state(state)
+            return losses
+        self.model.zero_grad(set_to_none=True)
+        losses, states = [], []
+        for part in in_turn(self.parts):
+            mean, penalty, state = self._losses(part, batch, self.state)
+            (mean + penalty).backward()
+            losses.append(torch.stack((mean, penalty)).detach())
+            states.append(state)
+        self.state, self.model.share = join(states), None
+        return torch.stack(losses)
+
+    def _whole_step(self, inputs: Tensor, targets: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """The same of all rows at once, with gradients that stay where they are."""
+        for parameter in self.model.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        torch._foreach_zero_([p.grad for p in self.model.parameters()])
+        mean, penalty, after = self._losses(
+            self.parts[0], Batch(inputs, targets), _as_state(state)
+        )
+        (mean + penalty).backward()
+        return torch.stack((mean, penalty)).detach().unsqueeze(0), *chain.from_iterable(after)
+
+    def _losses(
+        self, part: RowShare, batch: Batch, state: ModelState
+    ) -> tuple[Tensor, Tensor, ModelState]:
         """What these rows add to the mean loss of the batch and to its penalties; their state."""
         config, device = self.config, self.model.embedding.weight.device
         self.model.share = part.unless_whole()
         inputs, targets = (each.to(device) for each in part.columns(batch))
         with reduced_products(device, config.bfloat16 == "all"):
-            seen = self.model.activations(inputs, part.within(self.share, self.state))
+            seen = self.model.activations(inputs, part.within(self.share, state))
         with reduced_products(device, config.bfloat16 != "off"):
             loss = self.model.predict(seen).nats(targets).mean()
         penalty = activation_penalty(seen.dropped, config.alpha)
@@ -246,6 +280,11 @@ class AwdTraining:
             LayerState(*(part.to(device) for part in layer))
             for layer in self.share.of(tree["state"])
         )
+
+
+def _as_state(tensors: Sequence[Tensor]) -> ModelState:
+    """h and c of each layer in turn, as the model takes them."""
+    return tuple(LayerState(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True))
 
 
 def start_as_published(model: LanguageModel) -> LanguageModel:

@@ -84,6 +84,7 @@ class OneCycleAdam:
             lr=learning_rate,
             betas=(momenta[0], beta2),
             weight_decay=weight_decay,
+            fused=all(each.is_cuda for each in parameters.values()),
         )
 
     def at(self, done: float) -> tuple[float, float]:

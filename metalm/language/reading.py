@@ -42,7 +42,11 @@ from metalm.meta.inner_problem import TwoLosses
 from metalm.meta.parameters import Parameters, split
 from metalm.meta.unroll import unroll
 from metalm.meta.update_rule import AbstractUpdateRule
-from metalm.training.precision import reduced_products, refuse_emulated_bfloat16
+from metalm.training.precision import (
+    reduced_products,
+    refuse_emulated_bfloat16,
+    unrounded_float32,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,7 @@ class Reader:
             model, segment, confidence=confidence, temperatures=temperatures, surprise=surprise
         )
 
+    @unrounded_float32()
     def read(
         self,
         texts: Sequence[NDArray[np.int32]],

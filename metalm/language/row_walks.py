@@ -14,6 +14,9 @@ Shapes: `time`, `rows`, `inputs`, `hidden`; gates are ordered i, f, g, o as in `
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -63,6 +66,9 @@ def read(
     # [4 hidden] -> [1, 4 hidden]; [rows, 4 hidden] -> [rows, 1, 4 hidden]
     gates += bias.unsqueeze(-2)
     gates = gates.transpose(0, 1).contiguous()  # [time, rows, 4 hidden]
+    if (own_kernels := gpu_walks_for(gates, hidden_weight)) is not None:
+        found = own_kernels.read(gates, hidden, cell, hidden_weight)
+        return Reading(inputs, input_weight, hidden_weight, *found)
     if compiled_walks.wanted(gates):
         gates, *after = compiled_walks.read(gates, hidden, cell, hidden_weight)
         hiddens, cells = (
@@ -160,6 +166,12 @@ class Walk(NamedTuple):
 
     def back(self, reading: Reading, slopes: Slopes, record: bool) -> Walked:
         """From the last step to the first."""
+        own_kernels = gpu_walks_for(slopes.cell, reading.hidden_weight)
+        if own_kernels is not None and self.further is None and not record:
+            gates, *before = own_kernels.walk_back(
+                self.to_hiddens, self.hidden, self.cell, *slopes, reading.hidden_weight
+            )
+            return Walked(gates.flatten(2), None, None, *before)
         if compiled_walks.wanted(slopes.cell):
             (gates, *each), *before = compiled_walks.walk_back(
                 self.to_hiddens,
@@ -196,6 +208,20 @@ class Walk(NamedTuple):
                     dc = dc + self.further.cells_before[step, group]
             grad_h[group], grad_c[group] = dh, dc
         return Walked(gates.flatten(2), hiddens, cells, grad_h, grad_c)
+
+
+def gpu_walks_for(steps: Tensor, hidden_weight: Tensor) -> ModuleType | None:
+    """The walks in Triton, where they take these steps with this recurrent weight."""
+    own_kernels = _gpu_walks() if steps.is_cuda else None
+    return own_kernels if own_kernels and own_kernels.fits(steps, hidden_weight) else None
+
+
+@cache
+def _gpu_walks() -> ModuleType | None:
+    try:
+        return import_module("metalm.language.gpu_walks")
+    except ImportError:
+        return None
 
 
 def split_gates(gates: Tensor) -> tuple[Tensor, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -49,8 +51,20 @@ def as_tensor(number: Number, like: Tensor) -> Tensor:
 
 
 def kernels_for(tensor: Tensor) -> ModuleType:
-    """The kernels that suit where a tensor lives: `cpu_kernels` or `tensor_kernels`."""
-    return cpu_kernels if cpu_kernels.fits(tensor) else tensor_kernels
+    """The kernels that suit where a tensor lives, of which `tensor_kernels` suit everywhere."""
+    if cpu_kernels.fits(tensor):
+        return cpu_kernels
+    gpu_kernels = _gpu_kernels() if tensor.is_cuda else None
+    return gpu_kernels if gpu_kernels is not None and gpu_kernels.fits(tensor) else tensor_kernels
+
+
+@cache
+def _gpu_kernels() -> ModuleType | None:
+    """The kernels in Triton, which torch's builds for CUDA bring with them on Linux."""
+    try:
+        return import_module("metalm.meta.gpu_kernels")
+    except ImportError:
+        return None
 
 
 def memory_like(tensor: Tensor) -> Tensor:

@@ -57,6 +57,17 @@ def has_bfloat16(kind: str) -> bool:
 
 
 @contextmanager
+def unrounded_float32() -> Iterator[None]:
+    """Where cuDNN's products in float32 are that; by itself it rounds their factors to 10 bits.
+
+    The gradients of what is read there too. Torch's other products are exact unless told otherwise.
+    """
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
+        yield
+
+
+@contextmanager
 def quickest_float32(left: Tensor) -> Iterator[None]:
     """Float32 products of several rows on a CPU go through oneDNN inside, if it is as exact.
 

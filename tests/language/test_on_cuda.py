@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from metalm.language.awd_training import AwdTraining, AwdTrainingConfig
 from metalm.language.base_training import BaseTraining, BaseTrainingConfig
 from metalm.language.meta_training import MetaTraining
 from metalm.language.meta_training_config import (
@@ -151,3 +152,20 @@ def test_reading(tiny_model, texts, learning, kind, rows):
         np.testing.assert_allclose(one, other, rtol=1e-8)
     for one, other in zip(found[1].cache, found[0].cache, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-7)
+
+
+def test_steps_of_a_published_training(tiny_model, articles):
+    """Windows of several lengths, each captured once and replayed (`captured.py`)."""
+    config = AwdTrainingConfig(
+        recipe="one-cycle", epochs=3, rows=3, window=4, short_windows=0.3, window_spread=1.0,
+        shortest_window=2, learning_rate=0.03, validation_rows=2, bfloat16="off",
+    )  # fmt: skip
+    model, ends = tiny_model(), []
+    for device in ("cpu", DEVICE):
+        own = copy.deepcopy(model).to(device)
+        training = AwdTraining(own, articles, articles, config, seed=1)
+        losses = [training.step(index)["loss"] for index in range(training.num_steps)]
+        ends.append((losses, training.state_dict()[0]))
+    assert len(ends[0][0]) > 6
+    assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-7)
+    same(ends[1][1], ends[0][1])
