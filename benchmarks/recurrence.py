@@ -101,17 +101,17 @@ def segment(
 @contextmanager
 def loops() -> Iterator[None]:
     """The loops over time of `row_walks.py`."""
-    with replaced(row_walks, gpu_walks_for=lambda *_: None):
-        with replaced(compiled_walks, wanted=lambda _: False):
-            yield
+    others = replaced(compiled_walks, wanted=lambda _: False)
+    with replaced(row_walks, gpu_walks_for=lambda *_: None), others:
+        yield
 
 
 @contextmanager
 def walks(pieces: dict[str, OftenCalled[compiled_walks.Columns]]) -> Iterator[None]:
     """The walks of `compiled_walks.py` with these pieces."""
-    with replaced(row_walks, gpu_walks_for=lambda *_: None):
-        with replaced(compiled_walks, wanted=lambda _: True, **pieces):
-            yield
+    others = replaced(compiled_walks, wanted=lambda _: True, **pieces)
+    with replaced(row_walks, gpu_walks_for=lambda *_: None), others:
+        yield
 
 
 @contextmanager

@@ -219,9 +219,9 @@ class AwdTraining:
         if self._captured is not None:
             device = self.model.embedding.weight.device
             taken = [part.to(device) for part in batch]
-            losses, *state = self._captured(*taken, *chain.from_iterable(self.state))
-            self.state = _as_state(state)
-            return losses
+            found, *after = self._captured(*taken, *chain.from_iterable(self.state))
+            self.state = _as_state(after)
+            return found
         self.model.zero_grad(set_to_none=True)
         losses, states = [], []
         for part in in_turn(self.parts):
@@ -237,10 +237,9 @@ class AwdTraining:
         for parameter in self.model.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        torch._foreach_zero_([p.grad for p in self.model.parameters()])
-        mean, penalty, after = self._losses(
-            self.parts[0], Batch(inputs, targets), _as_state(state)
-        )
+            parameter.grad.zero_()
+        batch = Batch(inputs, targets)
+        mean, penalty, after = self._losses(self.parts[0], batch, _as_state(state))
         (mean + penalty).backward()
         return torch.stack((mean, penalty)).detach().unsqueeze(0), *chain.from_iterable(after)
 
@@ -283,7 +282,7 @@ class AwdTraining:
 
 
 def _as_state(tensors: Sequence[Tensor]) -> ModelState:
-    """h and c of each layer in turn, as the model takes them."""
+    """The h and c of each layer in turn, as the model takes them."""
     return tuple(LayerState(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True))
 
 

@@ -2,9 +2,10 @@
 
 There a step of those loops is about nine kernels, most of which take longer to launch than to run.
 Here some steps at a time are compiled, which should leave two kernels of each: the product, and all
-that is elementwise (no GPU has measured it yet). A segment of any length is walked in pieces of a
-few lengths, so that little has to be compiled. These are pure functions, unlike the loops, which
-fill their results in place; the loops are the oracle.
+that is elementwise. A segment of any length is walked in pieces of a few lengths, so that little
+has to be compiled. These are pure functions, unlike the loops, which fill their results in place;
+the loops are the oracle. `gpu_walks.py` comes before them, but does not know second derivatives;
+the two were not compared on a GPU yet.
 
 Shapes: `time`, `rows`, `hidden`; the recurrent weight is [4 hidden, hidden], or has rows.
 """

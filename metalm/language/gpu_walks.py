@@ -11,8 +11,6 @@ Shapes: `time`, `rows`, `hidden`; the recurrent weight is [4 hidden, hidden], or
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -57,15 +55,22 @@ def read(
     cells = torch.empty_like(hiddens)
     hiddens[0], cells[0] = hidden, cell
     for step in range(time):
-        states = hiddens[step], cells[step], hiddens[step + 1], cells[step + 1]
+        ends = cells[step], hiddens[step + 1], cells[step + 1]
         if weight.dim() == 2:
             product = hiddens[step].to(weight.dtype) @ weight.t()
             _read_shared[triton.cdiv(size, _BLOCK), rows](
-                gates[step], product, *states, SIZE=size, TYPE=kind, BLOCK=_BLOCK
+                gates[step], product, *ends, SIZE=size, TYPE=kind, BLOCK=_BLOCK
             )
         else:
             _read_own[triton.cdiv(size, _UNITS), rows](
-                gates[step], weight, *states, SIZE=size, TYPE=kind, UNITS=_UNITS, TERMS=_TERMS
+                gates[step],
+                weight,
+                hiddens[step],
+                *ends,
+                SIZE=size,
+                TYPE=kind,
+                UNITS=_UNITS,
+                TERMS=_TERMS,
             )
     return gates, hiddens, cells
 
@@ -140,7 +145,6 @@ def _back_units(rows: int, size: int) -> int:
 def _read_shared(
     gates,
     product,
-    hidden,
     cell,
     hidden_after,
     cell_after,
@@ -269,7 +273,7 @@ def _back_own(
     row = tl.program_id(1)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
     is_unit = unit < SIZE
-    writes = tl.program_id(0) == 0
+    written = tl.where(tl.program_id(0) == 0, SIZE, 0)  # the first one writes for all
     columns = weight + tl.cast(row, tl.int64) * (4 * SIZE * SIZE) + unit[None, :]
     total = tl.zeros((GATES, UNITS), TYPE)
     for begin in range(0, SIZE, GATES):
@@ -282,12 +286,12 @@ def _back_own(
         c = tl.load(dc + at, mask=is_gate, other=0.0)
         c += h * tl.load(slope_cell + at, mask=is_gate, other=0.0)
         later = c * tl.load(forget + at, mask=is_gate, other=0.0)
-        tl.store(before_c + at, later, mask=is_gate & writes)
+        tl.store(before_c + at, later, mask=gate < written)
         for kind in tl.static_range(4):
             there = row * (4 * SIZE) + kind * SIZE + gate
             comes = h if kind == 3 else c
             now = comes * tl.load(slope_gates + there, mask=is_gate, other=0.0)
-            tl.store(gates + there, now, mask=is_gate & writes)
+            tl.store(gates + there, now, mask=gate < written)
             tile = columns + (kind * SIZE + gate)[:, None] * SIZE
             total += tl.load(tile, mask=inside, other=0.0) * now[:, None]
     tl.store(before_h + row * SIZE + unit, tl.sum(total, 0), mask=is_unit)

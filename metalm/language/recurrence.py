@@ -23,7 +23,6 @@ from torch.nn.functional import pad
 from metalm.language.products import product_type
 from metalm.language.row_recurrence import RowLSTM
 
-
 _MATRIX_UNIT = 8
 """Sizes have to be multiples of this for the matrix units of NVIDIA's GPUs, in any type."""
 

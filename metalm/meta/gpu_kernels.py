@@ -8,8 +8,6 @@ for CUDA. `tensor_kernels.py` has the same functions in tensor operations, for a
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +18,7 @@ from metalm.meta.tensor_kernels import write_traced_step
 
 __all__ = ["fits", "sweep", "write_step", "write_traced_step"]
 
-# Coordinates of a program. A guess that a GPU has confirmed (EXPERIMENTS.md).
+# Coordinates of a program: guesses, no GPU has searched them.
 _STEP_BLOCK = 1024
 _SWEEP_BLOCK = 512
 # Rows of a program of the step, which reads W_0, s and rho once for all of them.
@@ -148,20 +146,15 @@ def _write_step(
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     home = tl.load(slow + place, mask=inside)
-    if ONE_RATE:
-        s = tl.load(rate)
-    else:
-        s = tl.load(rate + place, mask=inside)
-    if ONE_DECAY:
-        rho = tl.load(decay)
-    else:
-        rho = tl.load(decay + place, mask=inside)
-    first = tl.program_id(1) * ROWS
-    for row in range(first, tl.minimum(first + ROWS, rows)):
-        far = tl.cast(row, tl.int64)
-        w = tl.load(weight + far * weight_stride + place, mask=inside)
-        g = tl.load(gradient + far * gradient_stride + place, mask=inside)
-        tl.store(new + far * count + place, w - s * g + rho * (home - w), mask=inside)
+    s = tl.load(rate) if ONE_RATE else tl.load(rate + place, mask=inside)
+    rho = tl.load(decay) if ONE_DECAY else tl.load(decay + place, mask=inside)
+    for more in range(ROWS):
+        row = tl.program_id(1) * ROWS + more
+        if row < rows:
+            far = tl.cast(row, tl.int64)
+            w = tl.load(weight + far * weight_stride + place, mask=inside)
+            g = tl.load(gradient + far * gradient_stride + place, mask=inside)
+            tl.store(new + far * count + place, w - s * g + rho * (home - w), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "steps"])
@@ -196,14 +189,8 @@ def _sweep(
 ):
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
-    if ONE_RATE:
-        s = tl.load(rate)
-    else:
-        s = tl.load(rate + place, mask=inside)
-    if ONE_DECAY:
-        rho = tl.load(decay)
-    else:
-        rho = tl.load(decay + place, mask=inside)
+    s = tl.load(rate) if ONE_RATE else tl.load(rate + place, mask=inside)
+    rho = tl.load(decay) if ONE_DECAY else tl.load(decay + place, mask=inside)
     keep = 1 - rho
     home = tl.load(slow + place, mask=inside)
     lambda_gradient = tl.zeros((BLOCK,), TYPE)

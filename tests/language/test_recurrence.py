@@ -7,6 +7,7 @@ from metalm.language import compiled_walks
 from metalm.language.recurrence import (
     LayerState,
     LayerWeights,
+    filled_up,
     lstm_layer,
     row_lstm,
     shared_lstm,
@@ -226,3 +227,41 @@ def test_second_derivatives_against_finite_differences():
     assert torch.autograd.gradgradcheck(
         lambda *leaves: tuple(run(row_lstm, leaves)), leaves, fast_mode=True
     )
+
+
+@pytest.mark.parametrize(("inputs", "hidden"), [(5, 11), (8, 11), (5, 16), (8, 8)])
+def test_filled_up_is_the_same_layer(inputs, hidden):
+    """Outputs, states and gradients; what is added stays zero."""
+    generator = torch.Generator().manual_seed(1)
+
+    def leaf(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    given, state = leaf(4, 3, inputs), LayerState(leaf(3, hidden), leaf(3, hidden))
+    shapes = (4 * hidden, inputs), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)
+    weights = LayerWeights(*(leaf(*shape) for shape in shapes))
+    leaves, found = [given, *state, *weights], []
+    for layer in (given, state, weights), filled_up(given, state, weights, 8):
+        outputs, after = shared_lstm(*layer)
+        assert not outputs[..., hidden:].any()
+        kept = outputs[..., :hidden], *(part[:, :hidden] for part in after)
+        loss = sum(part.sin().sum() for part in kept)
+        found.append([*kept, *torch.autograd.grad(loss, leaves)])
+    assert all(size % 8 == 0 for size in (layer[0].shape[-1], layer[1].hidden.shape[-1]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
+def test_weights_of_one_row():
+    hidden = 3
+    leads = (1,), (), (1,), ()
+    shapes = (4 * hidden, 2), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)
+    weights = LayerWeights(*(torch.rand(*a, *b) for a, b in zip(leads, shapes, strict=True)))
+    alone = weights.of_one_row()
+    assert alone.are_shared
+    state = LayerState(torch.rand(1, hidden), torch.rand(1, hidden))
+    inputs = torch.rand(5, 1, 2)
+    expected, (h, c) = row_lstm(inputs, state, weights)
+    found, after = shared_lstm(inputs, state, alone)
+    for one, other in zip((found, *after), (expected, h, c), strict=True):
+        torch.testing.assert_close(one, other)
