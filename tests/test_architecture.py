@@ -31,7 +31,7 @@ ARROWS = {
 
 # What these rooms may import of others; the rest is free.
 PACKAGES = {
-    "metalm/meta": {"torch", "numpy", "numba"},
+    "metalm/meta": {"torch", "triton", "numpy", "numba"},
     "metalm/training": {"torch", "safetensors", "tqdm", "filelock", "tensorboard"},
     "metalm/analysis": {"numpy", "matplotlib", "plotly", "rich"},
     "metalm/adapt": {"torch", "numpy"},
@@ -40,6 +40,9 @@ PACKAGES = {
 
 # Packages that are imported under another name than they are installed by.
 IMPORT_NAMES = {"markdown_it_py": "markdown_it", "pillow": "PIL"}
+
+# What torch's builds for CUDA bring along, and nobody has to have.
+OF_TORCH = {"triton"}
 
 DRAWERS = re.compile(r"_*(utils?|helpers?|common|misc|miscellaneous|stuff)_*")
 
@@ -157,5 +160,6 @@ def test_packages_are_declared():
             for path in paths
             for name in imported((ROOT / path).read_text(encoding="utf-8"))
         }
+        declared |= OF_TORCH
         local = {path.stem for path in python_files()} | {*OURS, "benchmarks", ""}
         assert found - declared - local - set(sys.stdlib_module_names) == set()
