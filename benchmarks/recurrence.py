@@ -16,7 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -45,9 +45,9 @@ def main() -> None:
     print(options)
     device = torch.device(options.device)
     run = segment(options.rows, options.hidden, options.segment, device)
-    ways = {name: (way, run) for name, way in WAYS.items()}
-    if device.type == "cuda":
-        ways = {name: (way, run) for name, way in ON_GPU.items()}
+    on_gpu = device.type == "cuda"
+    ways = {name: (way, run) for name, way in (ON_GPU if on_gpu else WAYS).items()}
+    if on_gpu:
         try:
             ways[GRAPH] = nullcontext, graph_of(run)
         except RuntimeError as error:
@@ -129,12 +129,12 @@ def replaced(module: ModuleType, **others: Any) -> Iterator[None]:
 FUNCTIONS = {name: getattr(compiled_walks, name).function for name in PIECES}
 PLAIN = {name: OftenCalled(function, 10**9) for name, function in FUNCTIONS.items()}
 COMPILED = {name: OftenCalled(function, 0) for name, function in FUNCTIONS.items()}
-WAYS = {
+WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "loops in place": loops,
     "pure functions": lambda: walks(PLAIN),
     "compiled": lambda: walks(COMPILED),
 }
-ON_GPU = {**WAYS, "kernels": nullcontext}
+ON_GPU: dict[str, Callable[[], AbstractContextManager[None]]] = {**WAYS, "kernels": nullcontext}
 GRAPH = "loops as a graph"
 
 

@@ -14,8 +14,6 @@ Shapes: `time`, `rows`, `inputs`, `hidden`; gates are ordered i, f, g, o as in `
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from metalm.language import compiled_walks
 from metalm.language.products import product
+from metalm.meta.gpu_support import kernels_in
 
 
 class Reading(NamedTuple):
@@ -212,16 +211,9 @@ class Walk(NamedTuple):
 
 def gpu_walks_for(steps: Tensor, hidden_weight: Tensor) -> ModuleType | None:
     """The walks in Triton, where they take these steps with this recurrent weight."""
-    own_kernels = _gpu_walks() if steps.is_cuda else None
-    return own_kernels if own_kernels and own_kernels.fits(steps, hidden_weight) else None
-
-
-@cache
-def _gpu_walks() -> ModuleType | None:
-    try:
-        return import_module("metalm.language.gpu_walks")
-    except ImportError:
-        return None
+    gpu_walks = kernels_in("metalm.language.gpu_walks") if steps.is_cuda else None
+    fits = gpu_walks is not None and gpu_walks.fits(steps, hidden_weight)
+    return gpu_walks if fits else None
 
 
 def split_gates(gates: Tensor) -> tuple[Tensor, ...]:

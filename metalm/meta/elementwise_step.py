@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from metalm.meta import cpu_kernels, tensor_kernels
+from metalm.meta.gpu_support import kernels_in
 from metalm.meta.step_gradients import Steps, Wanted
 
 Number = Tensor | float
@@ -54,17 +53,8 @@ def kernels_for(tensor: Tensor) -> ModuleType:
     """The kernels that suit where a tensor lives, of which `tensor_kernels` suit everywhere."""
     if cpu_kernels.fits(tensor):
         return cpu_kernels
-    gpu_kernels = _gpu_kernels() if tensor.is_cuda else None
+    gpu_kernels = kernels_in("metalm.meta.gpu_kernels") if tensor.is_cuda else None
     return gpu_kernels if gpu_kernels is not None and gpu_kernels.fits(tensor) else tensor_kernels
-
-
-@cache
-def _gpu_kernels() -> ModuleType | None:
-    """The kernels in Triton, which torch's builds for CUDA bring with them on Linux."""
-    try:
-        return import_module("metalm.meta.gpu_kernels")
-    except ImportError:
-        return None
 
 
 def memory_like(tensor: Tensor) -> Tensor:
