@@ -45,9 +45,9 @@ class MetaTrainingConfig:
     bfloat16: bool = True
     """Matrix products in bfloat16 where the hardware has it; everything else in float32."""
     spread: float = 0.0
-    """About how far the rate of a row may come to lie from the mean of its tensor, in logarithms, and
-    its decay in logits: after each step they go back by the learning rate over this, which is a
-    step of Adam's at that distance. 0 lets them go."""
+    """About how far the rate of a row may come to lie from the mean of its tensor, in logarithms,
+    and its decay in logits: after each step they go back by the learning rate over this, which is
+    a step of Adam's at that distance. 0 lets them go."""
     surprise: float = 0.0
     """Power of its loss by which a token weighs in what is learnt from while reading. The weights
     are held constant at both orders, and what counts is the unweighted loss. More time and memory
