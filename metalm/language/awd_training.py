@@ -24,6 +24,7 @@ from metalm.language.layers import LSTMLayer
 from metalm.language.model import LanguageModel, ModelState, detach_state
 from metalm.language.nt_asgd import NtAsgd
 from metalm.language.one_cycle_adam import OneCycleAdam
+from metalm.language.prediction import at_least_float32
 from metalm.language.recurrence import LayerState
 from metalm.language.row_share import RowShare, in_turn, own_parts, own_share, whole
 from metalm.language.stream_loss import stream_loss
@@ -254,8 +255,8 @@ class AwdTraining:
             seen = self.model.activations(inputs, part.within(self.share, state))
         with reduced_products(device, config.bfloat16 != "off"):
             loss = self.model.predict(seen).nats(targets).mean()
-        penalty = activation_penalty(seen.dropped, config.alpha)
-        penalty = penalty + slowness_penalty(seen.features, config.beta)
+        penalty = activation_penalty(at_least_float32(seen.dropped), config.alpha)
+        penalty = penalty + slowness_penalty(at_least_float32(seen.features), config.beta)
         weight = part.size / part.total
         return weight * loss, weight * penalty, detach_state(seen.state)
 
