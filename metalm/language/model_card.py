@@ -103,4 +103,11 @@ def _settings(title: str, reading: ReadingSettings) -> str:
             f" Perplexity per word of the validation text: {reading.perplexity:.2f}, with the "
             f"cache {reading.cached_perplexity:.2f}."
         )
+    if reading.test_perplexity is not None and reading.test_static_perplexity is not None:
+        text += (
+            f" Of the test articles, scored before the weights were rounded and without the cache: "
+            f"{reading.test_perplexity:.2f}; a model of this size that was trained ordinarily, on "
+            "as many tokens, and does not learn while it reads: "
+            f"{reading.test_static_perplexity:.2f}."
+        )
     return text + "\n"

@@ -28,6 +28,10 @@ class ReadingSettings:
     """Per word, on the validation text of the tuning, without the cache."""
     cached_perplexity: float | None = None
     """The same with the cache."""
+    test_perplexity: float | None = None
+    """Per word, on the test articles, without the cache; of the weights before rounding."""
+    test_static_perplexity: float | None = None
+    """The same of a model that does not learn, trained ordinarily on as many tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import json
 import shlex
 import shutil
 import sys
@@ -81,7 +82,7 @@ def pretrained_of(run: RunFolder, command: str | None = None) -> Pretrained:
     rule = load_rule(run, "joint", config, choose(model, config.rule.adapt))
     starts = article_starts(run, config, None)
     reset = tuned(run, "reset")
-    carry = reset
+    carry = dataclasses.replace(reset, test_perplexity=None, test_static_perplexity=None)
     if read_trials(run, "carry"):
         carry = tuned(run, "carry", may_flush=starts is not None)
     return Pretrained(
@@ -128,6 +129,7 @@ def tuned(run: RunFolder, mode: str, *, may_flush: bool = False) -> ReadingSetti
         flushing = choose_settings(trials["joint-flush"], cached=False)
         flush = flushing.perplexity < best.perplexity
         best = flushing if flush else best
+    scored = test_perplexities(run, mode)
     return ReadingSettings(
         segment=best.segment,
         settings=dict(best.settings),
@@ -135,7 +137,29 @@ def tuned(run: RunFolder, mode: str, *, may_flush: bool = False) -> ReadingSetti
         perplexity=best.perplexity,
         cached_perplexity=best.cached_perplexity,
         flush=flush,
+        test_perplexity=scored.get("metalm, flushing" if flush else "metalm"),
+        test_static_perplexity=scored.get("static"),
     )
+
+
+def test_perplexities(run: RunFolder, mode: str) -> dict[str, float]:
+    """Perplexity per word of each method on the test articles, as the run's report has it, if any.
+
+    Raises:
+        ValueError: the report's results.json is not one that `evaluate.py` wrote.
+    """
+    path = run.folder / "report-test" / "results.json"
+    if not path.exists():
+        return {}
+    try:
+        modes = json.loads(path.read_text(encoding="utf-8"))["modes"]
+        summary = modes[mode]["summary"] if mode in modes else []
+        return {str(line["method"]): float(line["perplexity"]) for line in summary}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged; expected the results of evaluate.py, found {error!r}; run python "
+            f"evaluate.py {run.folder} again"
+        ) from error
 
 
 def ship(pretrained: Pretrained, folder: Path, dtype: torch.dtype, limit: int) -> int:

@@ -416,6 +416,27 @@ def test_shipping(tuned_run, tmp_path, monkeypatch, capsys):
     assert "python train.py --mine" in card
 
 
+def test_the_card_has_the_test_figures_of_the_report(tuned_run, tmp_path, capsys):
+    folder = RunFolder(shutil.copytree(tuned_run.folder, tmp_path / "run"))
+    report = folder.folder / "report-test" / "results.json"
+    report.parent.mkdir()
+    lines = [("static", 150.25), ("metalm", 82.5), ("metalm + cache", 79.0)]
+    summary = [{"method": name, "perplexity": number} for name, number in lines]
+    report.write_text(json.dumps({"modes": {"reset": {"summary": summary}}}))
+    model = ship.pretrained_of(folder)
+    assert model.config.reset.test_perplexity == 82.5
+    assert model.config.reset.test_static_perplexity == 150.25
+    assert model.config.carry.test_perplexity is None  # not tuned: it has the settings of reset
+    model.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved/README.md").read_text()
+    assert "without the cache: 82.50;" in card
+    assert "150.25" in card
+    assert Pretrained.from_pretrained(tmp_path / "saved").config.reset == model.config.reset
+    report.write_text('{"modes": {"reset": {}}}')
+    assert ship.main([str(folder.folder), str(tmp_path / "other")]) == 2
+    assert "results.json is damaged; expected the results of evaluate.py" in capsys.readouterr().err
+
+
 def test_a_run_that_is_not_tuned(trained_run, capsys):
     assert ship.main([str(trained_run[2].folder), "anywhere"]) == 2
     assert "has no settings for reading; expected the trials of 'joint'" in capsys.readouterr().err
