@@ -7,13 +7,17 @@ repeats what the function did while it was captured, on the same memory.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Function = Callable[..., tuple[Tensor, ...]]
+
+_log = logging.getLogger(__name__)
 
 _WARM_UP = 2
 """Calls before the first capture, in which libraries set themselves up."""
@@ -32,6 +36,8 @@ class _Graph(NamedTuple):
 class Captured:
     """A function of tensors on a GPU, captured for each shape that its arguments come in.
 
+    What cannot be captured is done as it stands from then on, with a warning.
+
     Args:
         function: reads and writes, beside its arguments and results, only memory that stays where
             it is, such as parameters and their gradients, and never asks what a number is. Random
@@ -43,12 +49,27 @@ class Captured:
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._aside = torch.cuda.Stream()
+        self._failed = False
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the function gives, in memory of the caller's own."""
         shapes = tuple(tensor.shape for tensor in tensors)
-        if shapes not in self._graphs:
-            self._graphs[shapes] = self._capture(tensors)
+        if shapes not in self._graphs and not self._failed:
+            try:
+                self._graphs[shapes] = self._capture(tensors)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self._failed = True
+                self._graphs.clear()
+                what = " ".join(str(error).splitlines()[:2])
+                _log.warning(
+                    "no CUDA graph of this computation, which goes on without: the same results, "
+                    "more slowly (%s)",
+                    what,
+                )
+        if self._failed:
+            return self.function(*tensors)
         graph, taken, given = self._graphs[shapes]
         for place, tensor in zip(taken, tensors, strict=True):
             place.copy_(tensor)
@@ -67,7 +88,10 @@ class Captured:
             graph.capture_begin(pool=self._pool)
             try:
                 given = self.function(*taken)
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # that it failed is known
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         torch.cuda.current_stream().wait_stream(self._aside)
         return _Graph(graph, taken, given)

@@ -1,0 +1,74 @@
+"""What happens where no graph can be had; with a GPU, see `tests/language/test_on_cuda.py`."""
+
+import logging
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from metalm.training.captured import Captured
+
+
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+
+class Graph:
+    """Fails while something is captured, as CUDA does where that is not allowed."""
+
+    def capture_begin(self, pool):
+        pass
+
+    def capture_end(self):
+        raise RuntimeError("capture was invalidated")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    for name, value in {
+        "graph_pool_handle": lambda: 0,
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": lambda stream: nullcontext(),
+        "CUDAGraph": Graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_what_cannot_be_captured_is_done_as_it_stands(caplog):
+    calls = []
+
+    def function(tensor):
+        calls.append(tensor)
+        return (2 * tensor,)
+
+    captured = Captured(function)
+    with caplog.at_level(logging.WARNING):
+        for number in (1.0, 3.0):
+            (found,) = captured(torch.tensor([number]))
+            assert found.tolist() == [2 * number]
+    assert caplog.text.count("capture was invalidated") == 1  # said once, tried once
+    assert len(calls) == 3 + 2  # two to warm up, one captured; then each call
+
+
+def test_the_first_fault_is_what_is_said(caplog):
+    def function(tensor):
+        if len(calls) >= 2:
+            raise RuntimeError("operation not permitted")
+        calls.append(tensor)
+        return (tensor,)
+
+    calls = []
+    with pytest.raises(RuntimeError, match="not permitted"):
+        Captured(function)(torch.ones(1))
+    assert "operation not permitted" in caplog.text
+    assert "invalidated" not in caplog.text
+
+
+def test_memory_that_is_full_is_no_reason_to_go_on():
+    def function(tensor):
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        Captured(function)(torch.ones(1))
