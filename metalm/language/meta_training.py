@@ -29,7 +29,6 @@ from metalm.language.row_share import RowShare, in_turn, own_parts, own_share, w
 from metalm.language.segment_loss import SegmentLoss, SegmentScore, lost_rows
 from metalm.meta.forward_mode import initial_traces
 from metalm.meta.parameters import Parameters, split
-from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.tree import transform, write
 from metalm.meta.unroll import State, Unrolled, unroll
 from metalm.meta.update_rule import AbstractUpdateRule
@@ -183,7 +182,6 @@ class MetaTraining:
         if not bool(norm.isfinite()):  # a row blew up on the way: it falls back, nobody learns
             return {"skipped": 1.0}
         self.optimizer.step()
-        self._gather(config.learning_rate * self.schedule(index))
         values = {"rule_gradient_norm": float(norm), "skipped": 0.0}
         if self.model_optimizer is None or self.model_schedule is None:
             return values
@@ -199,13 +197,6 @@ class MetaTraining:
             for name, weight in self.slow.items():
                 self.fast[name] += weight - before[name]
         return values | {"model_gradient_norm": float(norm)}
-
-    def _gather(self, rate: float) -> None:
-        """Keeps rates and decays of single rows within the spread, after a step of this rate."""
-        if self.config.spread > 0.0:
-            for module in self.rule.modules():
-                if isinstance(module, LearnedRates):
-                    module.gather(min(1.0, rate / self.config.spread))
 
     def _lost(self, batches: Sequence[SegmentBatch], scores: Sequence[SegmentScore]) -> Tensor:
         """Which rows had a segment far worse than a uniform guess, bool [rows]."""

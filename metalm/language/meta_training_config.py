@@ -44,10 +44,6 @@ class MetaTrainingConfig:
     """"forward" carries the meta-gradient of order 1 along, through the whole article so far."""
     bfloat16: bool = True
     """Matrix products in bfloat16 where the hardware has it; everything else in float32."""
-    spread: float = 0.0
-    """About how far the rate of a row may come to lie from the mean of its tensor, in logarithms,
-    and its decay in logits: after each step they go back by the learning rate over this, which is
-    a step of Adam's at that distance. 0 lets them go."""
     surprise: float = 0.0
     """Power of its loss by which a token weighs in what is learnt from while reading. The weights
     are held constant at both orders, and what counts is the unweighted loss. More time and memory
@@ -75,7 +71,6 @@ class MetaTrainingConfig:
                 f"checkpoint_every 0, found {self.order} and {self.checkpoint_every}; do change "
                 "them, or use mode 'reverse'"
             )
-        refuse_below(self, self.SECTION, "spread", least=0)
         check_surprise(self.surprise)
         if self.mode == "forward" and self.surprise:
             raise ValueError(

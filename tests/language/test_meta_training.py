@@ -356,44 +356,6 @@ def tokens_left(training):
     return [LENGTHS[number] - at for number, at in training.passes.rows.positions]
 
 
-@pytest.mark.parametrize("joint", [False, True])
-def test_rows_go_back_to_the_mean_of_their_tensor(meta_training, joint):
-    """By the rate over the spread after each step, so in the first step with what Adam did."""
-    form, spread = (JOINT if joint else FROZEN), 0.3
-    free = meta_training(joint, granularity="row", config=form)
-    held = meta_training(joint, granularity="row", config=dataclasses.replace(form, spread=spread))
-    before = copy.deepcopy(free.rule.state_dict())
-    free.step(0)
-    held.step(0)
-    share = form.learning_rate * schedule(0) / spread
-    moved = 0
-    for name, value in free.rule.state_dict().items():
-        own = name.startswith(("log_rate", "decay_logit"))
-        expected = value + share * (value.mean() - value) if own else value
-        torch.testing.assert_close(held.rule.state_dict()[name], expected, rtol=1e-12, atol=1e-14)
-        moved += own and bool((value - before[name]).std() > 0)
-    assert moved > 2
-
-
-def test_no_row_goes_far(meta_training):
-    """A gradient of constant sign takes a rate no further than the spread, without it further."""
-    ends = []
-    for spread in (0.0, 0.1):
-        training = meta_training(
-            granularity="row", config=dataclasses.replace(FROZEN, spread=spread)
-        )
-        training.schedule = lambda index: 1.0
-        for index in range(60):
-            for parameter in training.rule.parameters():
-                parameter.grad = torch.ones_like(parameter)
-                parameter.grad.flatten()[0] = -1.0
-            training._optimise(index)
-        rates = training.rule.learned("log_rate", "embedding.weight").detach().flatten()
-        ends.append(float((rates[0] - rates.mean()).abs()))
-    assert ends[0] > 1.0
-    assert 0.05 < ends[1] < 0.11 * 2  # twice the step apart: the others go the other way
-
-
 @pytest.mark.parametrize("kind", [RuleTrainingConfig, JointTrainingConfig])
 def test_an_unroll_that_trains_no_rule_is_refused(kind):
     with pytest.raises(ValueError, match=r"trains no rule, .*expected unroll >= 2 .* found 1; do"):

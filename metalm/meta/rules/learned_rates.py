@@ -109,22 +109,6 @@ class LearnedRates(AbstractStepRule):
         tensor: Tensor = getattr(self, f"{kind}/{key(name)}")
         return tensor
 
-    @torch.no_grad()
-    def gather(self, share: float) -> None:
-        """Takes the rates and decays of each tensor a share of the way to their mean, in place.
-
-        After every step of a training this is a decay of what rows or coordinates have of their
-        own, in logarithms (logits for the decays): what few rows are seen of is no reason to let
-        theirs run away.
-
-        Args:
-            share: from 0, nothing, to 1, the mean.
-        """
-        for kind in ("log_rate", "decay_logit")[: 2 if self.has_decay else 1]:
-            for name in self.names:
-                own = self.learned(kind, name)
-                own.lerp_(own.mean().expand_as(own), share)
-
     def rms(self) -> Parameters:
         """RMS of the training set's gradients, each ``[*shape]``."""
         return {name: self.get_buffer(f"rms/{key(name)}") for name in self.names}
