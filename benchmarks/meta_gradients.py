@@ -8,7 +8,7 @@ the peak is reset, K updates and their backward pass are run; printed are the pe
 memory above the start and the processor's seconds (one thread), each also as a share of the first
 line's. `truncated` and `forward` read the K updates in unrolls of `--piece`, each with a backward
 pass of its own: the first forgets what was before, the second carries it in traces. Checkpoints are
-kept as `segment="auto"` chooses, or every `--every` updates.
+kept as `segment="least"` chooses, or every `--every` updates.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def prepare(model: LanguageModel, way: str, options: argparse.Namespace) -> Call
     def run(updates: int) -> None:
         in_pieces, forward = way in ("truncated", "forward"), way == "forward"
         piece = options.piece if in_pieces else updates
-        segment: Segment = options.every or "auto"
+        segment: Segment = options.every or "least"
         state = model.initial_state(options.rows)
         fast = {
             name: weight.detach().expand(options.rows, *weight.shape).clone()

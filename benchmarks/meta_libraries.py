@@ -11,7 +11,8 @@ and hands itself over when it is run. All arguments after BENCH.py are that scri
 
     metalm                  tasks one by one, every graph kept; layers fused (`fused`)
     metalm-unfused          the same with the layers as they are, as the other libraries run them
-    metalm-auto             the same in segments that need least memory
+    metalm-auto             the same in segments, two thirds of the steps taken again at most
+    metalm-least            the same in segments that need least memory
     metalm-together         tasks side by side
     metalm-together-unfused the same with the layers as they are
     metalm-channels-last    one by one, pictures and kernels with channels last in memory
@@ -84,6 +85,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "metalm": {},
     "metalm-unfused": {"layers": "as they are"},
     "metalm-auto": {"segment": "auto"},
+    "metalm-least": {"segment": "least"},
     "metalm-together": {"together": None},
     "metalm-together-unfused": {"together": None, "layers": "as they are"},
     "metalm-channels-last": {"layout": "channels last", "layers": "as they are"},

@@ -33,9 +33,9 @@ class MetaTrainingConfig:
     """Highest of Adam, under one cycle, for the rule's parameters (most of them logarithms)."""
     segment: int = 20
     """Tokens between two updates of the fast weights."""
-    checkpoint_every: int | Literal["auto"] = 0
+    checkpoint_every: int | Literal["auto", "least"] = 0
     """Keep the fast weights at every so many updates and recompute the rest; 0 keeps all, "auto"
-    keeps what needs least memory."""
+    recomputes two thirds of the updates at most, "least" keeps what needs least memory."""
     clip: float = 1.0
     """Highest norm of the rule's meta-gradient."""
     order: Literal[1, 2] = 1

@@ -14,7 +14,8 @@ more than without checkpoints; the number of such steps to go back through n wit
     cost(n, d) = 0 where the graph of n steps fits
                = min over m of  m + cost(n - m, d + 1) + cost(m, d)
 
-Where a last loss is only scored, its graph comes first, and all steps before it are passed over.
+Where a last loss is only scored, its graph may come first and alone, and all steps before it are
+passed over; or together with the last part of the steps.
 
 With graphs of one step each this is the schedule of Griewank and Walther (2000), "Algorithm 799:
 revolve".
@@ -30,11 +31,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-# How often a step may be passed over, on average, instead of once, and the share of the memory that
-# this must save. A judgement of what memory is worth in time; a second-order step costs about three
-# times what it costs to pass over it.
-MOST_PASSES, _SAVING = 4 / 3, 1 / 5
 
 # A longer unroll is planned in so many units of steps, since planning takes the cube of them.
 _UNITS = 128
@@ -82,7 +78,7 @@ class Fitting:
         held: bytes for checkpoints and graph together.
         spare: steps that the first graph may have more, since no gradient of later weights is in
             memory beside it.
-        scored: whether a loss comes after them that is not learnt from.
+        scored: whether a loss comes after them that is not learnt from, and its graph comes alone.
     """
 
     def __init__(
@@ -119,16 +115,16 @@ def fitting(
 
 @cache
 def least_held(
-    steps: int, each: StepBytes, spare: int = 0, scored: bool = False, passes: float = MOST_PASSES
+    steps: int, each: StepBytes, passes: float, spare: int = 0, scored: bool = False
 ) -> int:
     """The fewest bytes with which steps are passed over so often at most, on average.
 
     Args:
         steps: of the unroll.
         each: what a step keeps.
+        passes: how often.
         spare: see `Fitting`.
         scored: see `Fitting`.
-        passes: how often.
     """
     unit = math.ceil(steps / _UNITS)
     units = math.ceil(steps / unit)
@@ -146,22 +142,6 @@ def least_held(
         return Fitting(steps, each, held, spare, scored).cost <= passes * steps
 
     return ordered[bisect_left(ordered, True, key=fits)]
-
-
-def worth_holding(steps: int, each: StepBytes, spare: int = 0, scored: bool = False) -> int:
-    """The fewest bytes with which steps are passed over once at most, on average.
-
-    Or 4/3 times, where that saves a fifth of the bytes.
-
-    Args:
-        steps: of the unroll.
-        each: what a step keeps.
-        spare: see `Fitting`.
-        scored: see `Fitting`.
-    """
-    usual = least_held(steps, each, spare, scored, passes=1.0)
-    less = least_held(steps, each, spare, scored)
-    return less if less <= (1 - _SAVING) * usual else usual
 
 
 def _graphs(units: int, each: StepBytes, held: int) -> list[int]:

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from metalm.meta import tree
 from metalm.meta.inner_problem import InnerProblem, Unrolled
-from metalm.meta.segment_length import Segment, check_segment, schedule_of
+from metalm.meta.segment_length import Segment, check_segment, schedule_of, scored_alone
 
 Method = Callable[[InnerProblem], Unrolled]
 Gradients = list[Tensor | None]
@@ -27,7 +27,8 @@ Gradients = list[Tensor | None]
 def run_segments(problem: InnerProblem, method: Method, segment: Segment) -> Unrolled:
     """Run the steps with checkpoints; all but the last ones are taken again for the gradient.
 
-    The graph of a last batch that is only scored is gone before another one comes.
+    The graph of a last batch that is only scored is gone before another one comes, unless the
+    segment is "auto".
 
     Raises:
         ValueError: A segment that there cannot be, or a budget that is too small.
@@ -113,6 +114,7 @@ class _Run:
         self.generators = _Generators([*shared, *moving])
         with self.generators.forked():
             self.schedule = schedule_of(segment, _moved(problem, _copies(moving, flags)), method)
+        self.scored_alone = scored_alone(segment, problem)
         empty = [[tensor.new_empty(0) for tensor in tensors] for tensors in (shared, moving)]
         problem = _sharing(_moved(problem, empty[1]), empty[0])
         self.whole = _Part(problem, flags, self.generators.states())
@@ -135,13 +137,10 @@ class _Run:
             [tensor.detach() for tensor in shared],
         )
         part = self.whole._replace(problem=problem)
-        length = self.schedule.passed(problem.updates, 0, problem.update_last)
-        if not length:
-            self.graph = self._take(part)
-        elif problem.update_last:
-            self.graph = self._descend(part, first=True)
-        else:
+        if self.scored_alone and self.schedule.passed(problem.updates, 0, False):
             self.graph = self._take(self._pass_over_all(part))
+        else:
+            self.graph = self._descend(part, first=True)
         meta_loss = torch.stack([note.meta_loss for note in self.notes]).sum()
         return [meta_loss, *_moving(self.notes[-1])]
 
@@ -172,7 +171,7 @@ class _Run:
 
     def _descend(self, part: _Part, first: bool = False) -> _Graph:
         """Pass over what the schedule says, and take the graph of the rest."""
-        while length := self.schedule.passed(len(part.problem.batches), len(self.waiting), first):
+        while length := self.schedule.passed(part.problem.updates, len(self.waiting), first):
             part = self._pass_over(part, length)
         return self._take(part)
 

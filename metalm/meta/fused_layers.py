@@ -1,11 +1,17 @@
-"""Any module with its batch normalisation, ReLU and maxima as one operation where they follow."""
+"""Any module with its batch normalisation, ReLU and maxima as one operation where they follow.
+
+In front of a network the convolution of its pictures joins them.
+"""
 
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
+from metalm.meta.first_layer import first_layer, is_first
 from metalm.meta.norm_relu_pool import NormReluPool
 
 
@@ -13,11 +19,12 @@ def fused(module: nn.Module) -> nn.Module:
     """The same module in fewer passes over memory: see `NormReluPool`.
 
     Wherever an ``nn.Sequential`` holds a batch normalisation of maps, a ReLU and maybe maxima over
-    2 x 2, in this order, they run as one. Parameters, buffers and their names are the module's own,
-    so that a checkpoint of one fits the other and an optimiser of one trains both; what is computed
-    is the same up to rounding. Parts with hooks, of other settings or of classes of their own stay
-    as they are, and so does the module that was given. Modes (training or evaluation) are taken
-    over now and belong to each afterwards.
+    2 x 2, in this order, they run as one; and with them a convolution in front of them, where it
+    takes few channels that no gradient is asked for (`first_layer.py`). Parameters, buffers and
+    their names are the module's own, so that a checkpoint of one fits the other and an optimiser of
+    one trains both; what is computed is the same up to rounding. Parts with hooks, of other
+    settings or of classes of their own stay as they are, and so does the module that was given.
+    Modes (training or evaluation) are taken over now and belong to each afterwards.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
@@ -25,6 +32,23 @@ def fused(module: nn.Module) -> nn.Module:
         ['Conv2d', 'NormReluPool', 'Identity', 'Identity']
     """
     return _copy(module, {})
+
+
+class FusedSequential(nn.Sequential):
+    """A sequence in which a convolution of pictures runs with what follows it."""
+
+    def forward(self, input: Any) -> Any:
+        """What ``nn.Sequential`` gives."""
+        parts = [*self, None]
+        joined = False
+        for part, following in pairwise(parts):
+            if joined:
+                joined = False
+            elif is_first(part, following) and not (_listened(part) or _listened(following)):
+                input, joined = first_layer(input, part, following), True
+            else:
+                input = part(input)
+        return input
 
 
 def _copy(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
@@ -40,6 +64,10 @@ def _copy(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
     if any(part is not module._modules[name] for name, part in parts.items()):
         found = copy.copy(module)
         found._modules = parts
+        if type(module) is nn.Sequential and any(
+            map(is_first, parts.values(), [*parts.values()][1:])
+        ):
+            found.__class__ = FusedSequential
     known[id(module)] = found
     return found
 
@@ -72,7 +100,9 @@ def _halves(pool: nn.MaxPool2d) -> bool:
 
 def _is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Whether a module is of this very class, and nobody listens to it."""
-    if type(module) is not kind:
-        return False
+    return type(module) is kind and not _listened(module)
+
+
+def _listened(module: nn.Module | None) -> bool:
     listeners = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return not any(getattr(module, name) for name in listeners)
+    return any(getattr(module, name) for name in listeners)

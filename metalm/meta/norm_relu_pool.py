@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,46 +56,53 @@ class NormReluPool(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps [items, width, height // window, ...] of maps [items, width, height, ...]."""
-        if not self._fits(input):
+        if not self.fits(input, input.shape):
             maps = functional.relu(super().forward(input))
             return maps if self.window == 1 else functional.max_pool2d(maps, self.window)
-        given = not self.training and self.running_mean is not None
-        mean, variance = (self.running_mean, self.running_var) if given else (None, None)
-        maps, _, mean, variance, _ = _NormReluPool.apply(
-            input, self.weight, self.bias, mean, variance, self.window, self.eps
+        maps, _, mean, variance, _ = norm_relu_pool(
+            input, self.weight, self.bias, *self.given(), self.window, self.eps
         )
-        if self.training and self.track_running_stats:
-            self._follow(mean, variance, input)
+        self.follow(mean, variance, input.numel() // input.shape[1])
         return maps
 
-    def extra_repr(self) -> str:
-        """As of batch normalisation, and the window."""
-        return f"{super().extra_repr()}, window={self.window}"
+    def given(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Mean and variance where they are not taken from the maps."""
+        if self.training or self.running_mean is None or self.running_var is None:
+            return None, None
+        return self.running_mean, self.running_var
 
-    def _fits(self, input: Tensor) -> bool:
-        known = input.device.type == "cpu" and input.dtype in _DTYPES and input.dim() == 4
+    def fits(self, input: Tensor, shape: Sequence[int]) -> bool:
+        """Whether maps of this shape, of the input's type and place, are one operation."""
+        known = input.device.type == "cpu" and input.dtype in _DTYPES and len(shape) == 4
         if not known or not self.affine or self.weight.dtype != input.dtype:
             return False
         # Cumulative averages, and shapes that torch refuses, are left to torch.
         counted = self.momentum is not None or not self.track_running_stats
-        items, _, *sides = input.shape
+        items, channels, *sides = shape
         several = items * sides[0] * sides[1] > 1 and min(items, *sides) >= 1
-        return counted and several and min(sides) >= self.window and input.shape[1] > 0
+        own = channels == self.num_features
+        return counted and several and own and min(sides) >= self.window and channels > 0
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, input: Tensor) -> None:
+    def follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Running statistics, where there are any, after maps of so many numbers a channel."""
+        if not (self.training and self.track_running_stats):
+            return
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        count = input.numel() // input.shape[1]
         self.num_batches_tracked.add_(1)
         self.running_mean.mul_(1 - self.momentum).add_(mean, alpha=self.momentum)
         unbiased = self.momentum * count / (count - 1)
         self.running_var.mul_(1 - self.momentum).add_(variance, alpha=unbiased)
 
+    def extra_repr(self) -> str:
+        """As of batch normalisation, and the window."""
+        return f"{super().extra_repr()}, window={self.window}"
 
-class _Kept(NamedTuple):
+
+class Kept(NamedTuple):
     """What the way back needs. Every tensor may have a dimension for tasks in front of its own."""
 
     x: Tensor
@@ -109,7 +116,7 @@ class _Kept(NamedTuple):
     root: Tensor
 
 
-class _Shape(NamedTuple):
+class Shape(NamedTuple):
     """What of an operation is no tensor."""
 
     window: int
@@ -117,7 +124,85 @@ class _Shape(NamedTuple):
     """Whether mean and variance are constants."""
 
 
-def _of_known_signature(function: Callable[..., Any]) -> Callable[..., Any]:
+def forth(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    window: int,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """(y, places, mean, variance, root), without history."""
+    x = x.contiguous()
+    *lead, channels, height, width = x.shape
+    given = mean is not None and variance is not None
+    shape = (*lead, channels, height // window, width // window)
+    y = x.new_empty(shape)
+    places = torch.empty(shape, dtype=torch.uint8)
+    of_channels = (*lead[:-1], channels)
+    own_mean, own_variance, root = torch.empty((3, *of_channels), dtype=torch.float64)
+    if mean is not None and variance is not None:
+        own_mean.copy_(mean)
+        own_variance.copy_(variance)
+    _over_channels(
+        map_kernels.write_maps,
+        _maps(x),
+        width,
+        window,
+        *(_channels(tensor) for tensor in (gamma, beta, own_mean, own_variance)),
+        given,
+        eps,
+        _channels(root),
+        _maps(y),
+        _maps(places),
+    )
+    return y, places, own_mean, own_variance, root
+
+
+def back(incoming: Tensor, kept: Kept, shape: Shape) -> tuple[Tensor, ...]:
+    """Gradients of x, gamma and beta from that of y, without history."""
+    kept = kept._replace(x=kept.x.contiguous())
+    to_x = torch.empty_like(kept.x)
+    to_gamma, to_beta = torch.empty_like(kept.root), torch.empty_like(kept.root)
+    _over_channels(
+        map_kernels.write_gradients,
+        *_arrays(incoming, kept, shape),
+        _maps(to_x),
+        _channels(to_gamma),
+        _channels(to_beta),
+    )
+    return to_x, to_gamma.to(kept.gamma.dtype), to_beta.to(kept.gamma.dtype)
+
+
+def twice_back(
+    incoming: Tensor, kept: Kept, shape: Shape, along: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Gradients of y's gradient, x and gamma from those of what `back` gives."""
+    kept = kept._replace(x=kept.x.contiguous())
+    to_x = torch.empty_like(kept.x)
+    to_incoming = torch.empty_like(kept.places, dtype=kept.x.dtype)
+    to_gamma = torch.empty_like(kept.root)
+    of_x, of_gamma, of_beta = along
+    _over_channels(
+        map_kernels.write_second,
+        *_arrays(incoming, kept, shape),
+        _maps(of_x),
+        _channels(of_gamma),
+        _channels(of_beta),
+        _maps(to_x),
+        _maps(to_incoming),
+        _channels(to_gamma),
+    )
+    return to_incoming, to_x, to_gamma.to(kept.gamma.dtype)
+
+
+def norm_relu_pool(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """What `forth` gives, of its arguments; y is differentiable twice."""
+    return cast("tuple[Tensor, ...]", _NormReluPool.apply(x, *others))
+
+
+def of_known_signature(function: Callable[..., Any]) -> Callable[..., Any]:
     """Torch asks at every call, and finding it out takes as long as the work on small maps."""
     setattr(function, "__signature__", inspect.signature(function))  # noqa: B010 - for mypy
     return function
@@ -127,7 +212,7 @@ class _NormReluPool(torch.autograd.Function):
     """(x, gamma, beta, mean, variance) -> (y, places, mean, variance, root), y differentiable."""
 
     @staticmethod
-    @_of_known_signature
+    @of_known_signature
     def forward(
         x: Tensor,
         gamma: Tensor,
@@ -137,30 +222,7 @@ class _NormReluPool(torch.autograd.Function):
         window: int,
         eps: float,
     ) -> tuple[Tensor, ...]:
-        x = x.contiguous()
-        *lead, channels, height, width = x.shape
-        given = mean is not None and variance is not None
-        shape = (*lead, channels, height // window, width // window)
-        y = x.new_empty(shape)
-        places = torch.empty(shape, dtype=torch.uint8)
-        of_channels = (*lead[:-1], channels)
-        own_mean, own_variance, root = torch.empty((3, *of_channels), dtype=torch.float64)
-        if mean is not None and variance is not None:
-            own_mean.copy_(mean)
-            own_variance.copy_(variance)
-        _over_channels(
-            map_kernels.write_maps,
-            _maps(x),
-            width,
-            window,
-            *(_channels(tensor) for tensor in (gamma, beta, own_mean, own_variance)),
-            given,
-            eps,
-            _channels(root),
-            _maps(y),
-            _maps(places),
-        )
-        return y, places, own_mean, own_variance, root
+        return forth(x, gamma, beta, mean, variance, window, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -168,7 +230,7 @@ class _NormReluPool(torch.autograd.Function):
         _, places, own_mean, _, root = output
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.shape = _Shape(window, mean is not None and variance is not None)
+        ctx.shape = Shape(window, mean is not None and variance is not None)
         ctx.save_for_backward(x, places, gamma, own_mean, root)
 
     @staticmethod
@@ -187,7 +249,7 @@ class _Gradient(torch.autograd.Function):
     """(gradient of y, what was kept) -> gradients of x, gamma and beta, differentiable once."""
 
     @staticmethod
-    @_of_known_signature
+    @of_known_signature
     def forward(
         incoming: Tensor,
         x: Tensor,
@@ -195,19 +257,9 @@ class _Gradient(torch.autograd.Function):
         gamma: Tensor,
         mean: Tensor,
         root: Tensor,
-        shape: _Shape,
+        shape: Shape,
     ) -> tuple[Tensor, ...]:
-        x = x.contiguous()
-        to_x = torch.empty_like(x)
-        to_gamma, to_beta = torch.empty_like(root), torch.empty_like(root)
-        _over_channels(
-            map_kernels.write_gradients,
-            *_arrays(x, incoming, _Kept(x, places, gamma, mean, root), shape),
-            _maps(to_x),
-            _channels(to_gamma),
-            _channels(to_beta),
-        )
-        return to_x, to_gamma.to(gamma.dtype), to_beta.to(gamma.dtype)
+        return back(incoming, Kept(x, places, gamma, mean, root), shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -217,37 +269,22 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, to_x: Tensor, to_gamma: Tensor, to_beta: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        incoming, x, places, gamma, mean, root = ctx.saved_tensors
-        x = x.contiguous()
-        back = torch.empty_like(x)
-        back_incoming = torch.empty_like(places, dtype=x.dtype)
-        back_gamma = torch.empty_like(root)
-        _over_channels(
-            map_kernels.write_second,
-            *_arrays(x, incoming, _Kept(x, places, gamma, mean, root), ctx.shape),
-            _maps(to_x),
-            _channels(to_gamma),
-            _channels(to_beta),
-            _maps(back),
-            _maps(back_incoming),
-            _channels(back_gamma),
-        )
-        return back_incoming, back, None, back_gamma.to(gamma.dtype), None, None, None
+    def backward(ctx: Any, *along: Tensor) -> tuple[Tensor | None, ...]:
+        incoming, *kept = ctx.saved_tensors
+        to_incoming, to_x, to_gamma = twice_back(incoming, Kept(*kept), ctx.shape, along)
+        return to_incoming, to_x, None, to_gamma, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
         return _side_by_side(_Gradient, info.batch_size, in_dims, inputs)
 
 
-def _arrays(x: Tensor, incoming: Tensor, kept: _Kept, shape: _Shape) -> tuple[Any, ...]:
+def _arrays(incoming: Tensor, kept: Kept, shape: Shape) -> tuple[Any, ...]:
     """The arguments that both gradients begin with."""
-    items, _, height, width = x.shape[-4:]
+    items, _, height, width = kept.x.shape[-4:]
     share = 0.0 if shape.given else 1 / (items * height * width)
     return (
-        _maps(x),
+        _maps(kept.x),
         width,
         shape.window,
         _maps(incoming),
@@ -266,7 +303,8 @@ def _over_channels(kernel: Any, x: Any, *arguments: Any) -> None:
 def _maps(tensor: Tensor) -> Any:
     """As an array [tasks, items, channels, numbers of a map]."""
     items, channels, height, width = tensor.shape[-4:]
-    return tensor.detach().reshape(-1, items, channels, height * width).numpy()
+    maps = tensor.detach().reshape(-1, items, channels, height * width)
+    return maps.contiguous().numpy()  # no copy of what is written to, which is in one piece
 
 
 def _channels(tensor: Tensor) -> Any:

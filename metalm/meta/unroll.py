@@ -77,7 +77,7 @@ def unroll(
         traces: In forward mode, what the unroll before gave with ``fast`` (or `initial_traces`,
             where every row of ``fast`` is W_0); W_t depends on phi through these alone.
         segment: Keep W and the states at every so many updates only, and recompute the rest in the
-            backward pass; "auto" for what needs least memory, or a `Budget` of bytes.
+            backward pass; or "auto", "least" or a `Budget` of bytes, see `Segment`.
         update_last: Whether the last loss is learnt from; without, ``fast`` are the weights that
             it was taken at (a few-shot task's queries).
         overwrite: At order 0 and in forward mode, write the updates into ``fast`` and ``traces``

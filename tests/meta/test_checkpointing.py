@@ -53,7 +53,7 @@ def dropped(tiny):
 
 
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("segment", [1, 2, 3, 5, 9, "auto", Budget(10_000)])
+@pytest.mark.parametrize("segment", [1, 2, 3, 5, 9, "auto", "least", Budget(10_000)])
 @pytest.mark.parametrize("kind", RULES)
 def test_segments_change_no_bit_of_what_is_read(kind, segment, order, tiny, state):
     rule = RULES[kind](tiny)
@@ -85,8 +85,9 @@ def test_segments_change_no_bit_of_what_is_read(kind, segment, order, tiny, stat
 
 @pytest.mark.parametrize("update_last", [True, False])
 @pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("cut", ["auto", "least"])
 @pytest.mark.parametrize("kind", RULES)
-def test_parts_of_parts(kind, order, update_last, tiny, state, monkeypatch):
+def test_parts_of_parts(kind, cut, order, update_last, tiny, state, monkeypatch):
     """Four parts wait at most, each is cut again, and what is drawn is drawn again."""
     rule, batches = RULES[kind](tiny), (tiny.batches * 4)[:17]
     schedule = Fitting(17, StepBytes(10, 9), 10 + 3 * 9)
@@ -94,7 +95,7 @@ def test_parts_of_parts(kind, order, update_last, tiny, state, monkeypatch):
     monkeypatch.setattr(checkpointing, "schedule_of", lambda *_: schedule)
     leaves = [*tiny.slow.values(), *tiny.rest.values(), *rule.parameters()]
     found = []
-    for segment in (None, "auto"):
+    for segment in (None, cut):
         torch.manual_seed(8)
         result = unroll(
             dropped(tiny), rule, tiny.slow, tiny.rest, batches, state,

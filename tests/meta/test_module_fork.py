@@ -148,7 +148,7 @@ def rule_for(module, kind="rates"):
     return CoordinateRates(slow, 0.3) if kind == "rates" else Adam(0.05, eps=0.05)
 
 
-@pytest.mark.parametrize("segment", [None, 2, "auto"])
+@pytest.mark.parametrize("segment", [None, 2, "auto", "least"])
 @pytest.mark.parametrize("kind", MODULES)
 def test_finite_differences_of_the_whole_meta_loss(kind, segment):
     module = made(kind)
@@ -219,7 +219,7 @@ def test_side_by_side_as_one_by_one(kind, rule, order):
     assert all(map(torch.equal, before, module.buffers()))
 
 
-@pytest.mark.parametrize("segment", [None, "auto"])
+@pytest.mark.parametrize("segment", [None, "auto", "least"])
 def test_dropout_side_by_side(segment):
     """Tasks side by side draw masks of their own; they are the same again in a recomputation."""
     module = made("dropout")

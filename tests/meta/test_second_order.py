@@ -105,7 +105,7 @@ def plain_unroll(tiny, rule, state):
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["rows", "as on a GPU"])
-@pytest.mark.parametrize("segment", [None, 1, 2, 9, "auto"])
+@pytest.mark.parametrize("segment", [None, 1, 2, 9, "auto", "least"])
 @pytest.mark.parametrize("kind", RULES)
 def test_against_a_plain_double_backward_graph(kind, segment, whole, tiny, state, monkeypatch):
     if whole:

@@ -50,7 +50,7 @@ def by_hand(tiny, rule, state, order):
     return total, torch.stack(counted), fast
 
 
-@pytest.mark.parametrize("segment", [None, 2, "auto"])
+@pytest.mark.parametrize("segment", [None, 2, "auto", "least"])
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("kind", RULES)
 def test_against_a_plain_graph(kind, order, segment, tiny, state):
