@@ -14,7 +14,7 @@ u_bias. Pictures that a gradient is asked for are not for this operation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -121,10 +121,10 @@ class _Setting(NamedTuple):
 
     def convolved(self, pictures: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution's maps, in the type of the pictures on the way back, too."""
-        with torch.autocast("cpu", enabled=False):
-            return functional.conv2d(
-                pictures, kernel, bias, self.stride, self.padding, self.dilation
-            )
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return self.convolved(pictures, kernel, bias)
+        return functional.conv2d(pictures, kernel, bias, self.stride, self.padding, self.dilation)
 
     def gradients(self, to_x: Tensor, pictures: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
         """Of the kernel and the bias."""
@@ -181,8 +181,8 @@ class _FirstLayer(torch.autograd.Function):
             moments = _part(mean, block), _part(variance, block)
             found.append(forth(x, gamma[block], beta[block], *moments, setting.window, setting.eps))
         y, places, *of_channels = zip(*found, strict=True)
-        joined = (torch.cat(parts) for parts in of_channels)
-        return torch.cat(y, 1), torch.cat(places, 1), *joined
+        joined = (_joined(parts) for parts in of_channels)
+        return _joined(y, 1), _joined(places, 1), *joined
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -240,7 +240,7 @@ class _Gradient(torch.autograd.Function):
             kept = Kept(x, places[:, block], gamma[block], mean[block], root[block])
             to_x, *to_norm = back(incoming[:, block], kept, Shape(setting.window, given))
             found.append((*setting.gradients(to_x, pictures, kernel[block]), *to_norm))
-        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        return tuple(_joined(parts) for parts in zip(*found, strict=True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -267,9 +267,9 @@ class _Gradient(torch.autograd.Function):
             )
             found.append((to_maps, *setting.gradients(to_x, pictures, kernel[block]), to_gamma))
         to_incoming, *of_channels = zip(*found, strict=True)
-        to_kernel, to_bias, to_gamma = (torch.cat(parts) for parts in of_channels)
+        to_kernel, to_bias, to_gamma = (_joined(parts) for parts in of_channels)
         return (
-            torch.cat(to_incoming, 1),
+            _joined(to_incoming, 1),
             None,
             to_kernel,
             None if bias is None else to_bias,
@@ -281,3 +281,7 @@ class _Gradient(torch.autograd.Function):
 
 def _part(tensor: Tensor | None, block: slice) -> Tensor | None:
     return None if tensor is None else tensor[block]
+
+
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
