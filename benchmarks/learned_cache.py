@@ -33,7 +33,7 @@ from metalm.language.mixing import STEP, Floats, mixture
 from metalm.language.mixture_network import fit_mixture_network, learned_mixture_nats
 from metalm.language.opened_run import open_run
 from metalm.language.reading import CacheGrid, Readings
-from metalm.language.trials import trial_from_json
+from metalm.language.trial_files import read_trials
 from metalm.language.tuning import best_cache
 from metalm.language.tuning_text import TuningConfig, tuning_articles, tuning_text
 from metalm.training.allocator import keep_freed_memory
@@ -68,8 +68,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     run = open_run(options.run, prepare_as)
     config, articles = run.config.tuning, run.corpus.valid
-    stored = json.loads((run.folder.folder / "tuning-reset.json").read_text(encoding="utf-8"))
-    trials = {name: [trial_from_json(one) for one in of] for name, of in stored.items()}
+    trials = read_trials(run.folder, "reset")
     methods = {method.name: method for method in compared_methods(trials)}
     tuned = tuning_articles(articles, config)
     shown = articles.select([place for place in range(len(articles)) if place not in tuned])

@@ -59,7 +59,7 @@ def with_texts(folder: Path) -> Path:
 def outcome(folder: Path) -> tuple[dict, dict, dict]:
     """Weights; the trials and the scores without what the clock said."""
     weights = {path.name: checkpoint.load(path) for path in (folder / "run").glob("*.safetensors")}
-    trials = json.loads((folder / "run/tuning-reset.json").read_text())
+    trials = json.loads((folder / "run/tuning-reset.json").read_text())["trials"]
     for of_method in trials.values():
         for trial in of_method:
             del trial["seconds"]

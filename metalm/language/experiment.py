@@ -29,7 +29,13 @@ from metalm.language.scoring import Scored, score_split
 from metalm.language.stages import Stages
 from metalm.language.temperatures import Temperatures, run_temperatures
 from metalm.language.trained import load_trained
-from metalm.language.trial_files import begun_trials, forget_begun, read_trials, write_trials
+from metalm.language.trial_files import (
+    begun_trials,
+    forget_begun,
+    read_trials,
+    weights_of,
+    write_trials,
+)
 from metalm.language.trials import Trial
 from metalm.training.processes import first_alone, is_first
 
@@ -57,7 +63,12 @@ def train(
 def tune(
     config: ExperimentConfig, models: TrainedModels, corpus: Corpus, folder: RunFolder, mode: str
 ) -> Trials:
-    """Tunes every method for one reading mode on validation articles; keeps all trials."""
+    """Tunes every method for one reading mode on validation articles; keeps all trials.
+
+    Raises:
+        ValueError: trials of the folder are damaged, or of other weights.
+    """
+    weights = weights_of(models)
     others = (read_trials(folder, other) for other in MODES if other != mode)
 
     def report(name: str, trial: Trial) -> None:
@@ -73,10 +84,10 @@ def tune(
             corpus.valid,
             config.tuning,
             mode,
-            read_trials(folder, mode),
+            read_trials(folder, mode, weights),
             next(others, None),
             report,
-            partial(write_trials, folder, mode),
+            partial(write_trials, folder, mode, weights),
             ablations=mode in config.evaluation.ablations,
             progress=progress,
             begun=begun_trials(config, models, corpus, folder, mode),

@@ -29,7 +29,7 @@ from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
 from metalm.language.scoring import score_split
 from metalm.language.trained import load_trained
-from metalm.language.trial_files import read_trials
+from metalm.language.trial_files import read_trials, weights_of
 from metalm.language.vocabulary import Vocabulary
 from metalm.training.devices import refuse_missing_device
 from metalm.training.precision import refuse_emulated_bfloat16
@@ -86,7 +86,9 @@ def reader_of_run(
     methods = [
         method
         for method in compared_methods(
-            read_trials(folder, MODE), ablations=False, learned_cache=config.tuning.learned_cache
+            read_trials(folder, MODE, weights_of(models)),
+            ablations=False,
+            learned_cache=config.tuning.learned_cache,
         )
         if method.model in models.models
         and (method.learning != "rms" or method.segment in models.statistics)

@@ -10,7 +10,7 @@ joint.safetensors         model and rule, trained together
 statistics-N.safetensors  RMS of the training gradients at segments of N (dynamic evaluation)
 article-starts.safetensors  what tells where articles begin, where a flush was asked for
 stages/NAME/              checkpoints and metrics of a training
-tuning-MODE.json          every trial on validation articles
+tuning-MODE.json          every trial on validation articles, and of which weights they are
 tuning-MODE-begun.json    those of searches that were stopped; goes when tuning is done
 mixtures-MODE.safetensors the networks that mix fast copies
 temperatures-MODE.json    the temperature of the softmax that suits each method, where asked for

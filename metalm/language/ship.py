@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 
+from metalm.adapt.reading_state import checksum
 from metalm.language.opened_run import read_experiment
 from metalm.language.presets import PRESETS, ExperimentConfig
 from metalm.language.pretrained import SHIPPED, Pretrained
 from metalm.language.pretrained_config import Origin, PretrainedConfig, ReadingSettings
 from metalm.language.run_folder import RunFolder
 from metalm.language.trained import article_starts, load_model, load_rule
-from metalm.language.trial_files import read_trials
+from metalm.language.trial_files import Weights, read_trials
 from metalm.language.trials import choose_settings
 from metalm.language.vocabulary import Vocabulary
 from metalm.meta.parameters import choose
@@ -81,10 +82,11 @@ def pretrained_of(run: RunFolder, command: str | None = None) -> Pretrained:
     model = load_model(run, "joint", config)
     rule = load_rule(run, "joint", config, choose(model, config.rule.adapt))
     starts = article_starts(run, config, None)
-    reset = tuned(run, "reset")
+    weights = {"model joint": checksum(model), "rule joint": checksum(rule)}
+    reset = tuned(run, "reset", weights)
     carry = dataclasses.replace(reset, test_perplexity=None, test_static_perplexity=None)
     if read_trials(run, "carry"):
-        carry = tuned(run, "carry", may_flush=starts is not None)
+        carry = tuned(run, "carry", weights, may_flush=starts is not None)
     return Pretrained(
         model=model,
         rule=rule,
@@ -105,18 +107,22 @@ def pretrained_of(run: RunFolder, command: str | None = None) -> Pretrained:
     )
 
 
-def tuned(run: RunFolder, mode: str, *, may_flush: bool = False) -> ReadingSettings:
+def tuned(
+    run: RunFolder, mode: str, weights: Weights, *, may_flush: bool = False
+) -> ReadingSettings:
     """The best settings of the joint model without a cache, and the best cache beside them.
 
     Args:
         run: tuned in this mode.
         mode: "reset" or "carry".
+        weights: of the joint model and its rule.
         may_flush: whether settings that were tuned with a flush are among them.
 
     Raises:
-        ValueError: the run is not tuned in this mode, or its file of trials is damaged.
+        ValueError: the run is not tuned in this mode, was tuned with other weights, or its file of
+            trials is damaged.
     """
-    trials = read_trials(run, mode)
+    trials = read_trials(run, mode, weights)
     if not trials.get("joint"):
         raise ValueError(
             f"{run.folder} has no settings for reading; expected the trials of 'joint' in the mode "

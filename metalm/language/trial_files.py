@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from metalm.adapt.reading_state import checksum
 from metalm.language.articles import Corpus
@@ -26,22 +28,51 @@ def _tuning_path(folder: RunFolder, mode: str) -> Path:
     return folder.folder / f"tuning-{mode}.json"
 
 
-def read_trials(folder: RunFolder, mode: str) -> Trials:
+Weights = Mapping[str, str]
+"""What was tuned -> the checksum of its weights."""
+
+
+def weights_of(models: TrainedModels) -> Weights:
+    """Of everything that trials depend on; the statistics follow from the weights."""
+    named: dict[str, nn.Module | None] = {
+        **{f"model {name}": model for name, model in models.models.items()},
+        **{f"rule {name}": rule for name, rule in models.rules.items()},
+        "article starts": models.starts,
+    }
+    return {name: checksum(module) for name, module in named.items() if module is not None}
+
+
+def read_trials(folder: RunFolder, mode: str, weights: Weights | None = None) -> Trials:
     """The trials of a reading mode that are there so far; none if it was not tuned.
 
+    Args:
+        folder: of the run.
+        mode: "reset" or "carry".
+        weights: what will be read with; None where that does not matter.
+
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or the trials are those of other weights.
     """
     path = _tuning_path(folder, mode)
     if not path.exists():
         return {}
     with _named_if_damaged(path):
-        return _from_json(json.loads(path.read_text(encoding="utf-8")))
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        known, trials = dict(stored["weights"]), _from_json(stored["trials"])
+    expected = (weights or {}).items()
+    other = [name for name, its in expected if known.get(name, its) != its]
+    if other:
+        raise ValueError(
+            f"the settings in {path} were chosen for other weights; expected those of this run, "
+            f"found another {' and '.join(other)}; restore them, or delete the file to tune again"
+        )
+    return trials
 
 
-def write_trials(folder: RunFolder, mode: str, trials: Trials) -> None:
-    """Keeps the trials of every search that is done."""
-    first_alone(lambda: _write(_tuning_path(folder, mode), _as_json(trials)))
+def write_trials(folder: RunFolder, mode: str, weights: Weights, trials: Trials) -> None:
+    """Keeps the trials of every search that is done, and of which weights they are."""
+    content = {"weights": dict(weights), "trials": _as_json(trials)}
+    first_alone(lambda: _write(_tuning_path(folder, mode), content))
 
 
 def begun_trials(
@@ -80,14 +111,13 @@ def _trials_of(path: Path, of: str) -> Trials:
 def _what_trials_depend_on(
     config: ExperimentConfig, models: TrainedModels, corpus: Corpus, mode: str
 ) -> str:
-    """SHA-256 of settings, text and weights; the statistics follow from the weights."""
+    """SHA-256 of settings, text and weights."""
     text = tuning_text(corpus.valid, config.tuning, mode)
-    modules = [*models.models.items(), *models.rules.items(), ("starts", models.starts)]
     description = {
         "tuning": dataclasses.asdict(config.tuning),
         "text": [tokens.tolist() for tokens in text.texts],
         "words": text.num_words,
-        "weights": [[name, checksum(module)] for name, module in modules if module is not None],
+        "weights": weights_of(models),
     }
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 

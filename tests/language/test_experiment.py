@@ -8,7 +8,7 @@ import pytest
 
 from metalm.analysis.scores import Scores
 from metalm.language import comparison as comparison_module
-from metalm.language import experiment
+from metalm.language import experiment, own_texts, ship
 from metalm.language import tuning as tuning_module
 from metalm.language.reading_store import ReadingStore
 from metalm.language.run_folder import RunFolder
@@ -37,7 +37,7 @@ def test_every_trial_is_kept_and_none_is_repeated(copied_run, monkeypatch, capsy
     config, corpus, folder = copied_run
     trials = experiment.tune_run(config, corpus, folder, ["carry"])["carry"]
     assert list(trials) == ["none", "sgd", "rms", "joint"]  # the ablation is scored in reset alone
-    stored = json.loads((folder.folder / "tuning-carry.json").read_text())
+    stored = json.loads((folder.folder / "tuning-carry.json").read_text())["trials"]
     assert {name: len(found) for name, found in stored.items()} == {
         name: len(found) for name, found in trials.items()
     }
@@ -107,6 +107,7 @@ def test_a_search_goes_on_only_with_the_same_weights_text_and_grids(
         tensors, meta = folder.load("control")
         tensors = {name: tensor + 0.01 for name, tensor in tensors.items()}
         folder.save("control", tensors, meta)
+        (folder.folder / "tuning-reset.json").unlink()  # searches that are done; see below
     elif changed != "nothing":
         other = {"thetas": {"thetas": (0.123,)}, "text": {"tokens": config.tuning.tokens - 1}}
         tuning = dataclasses.replace(config.tuning, **other[changed])
@@ -121,13 +122,37 @@ def test_a_search_goes_on_only_with_the_same_weights_text_and_grids(
         assert {t.cache.theta for t in found["sgd"]} == {0.123}
 
 
+@pytest.mark.parametrize("of", ["model control", "rule joint"])
+def test_settings_of_other_weights_are_not_taken(copied_run, of):
+    """Not to read with, nor to tune further, nor to ship."""
+    config, corpus, folder = copied_run
+    experiment.tune_run(config, corpus, folder, ["reset"])
+    path = folder.folder / "tuning-reset.json"
+    stored = json.loads(path.read_text())
+    assert {"model control", "model joint", "rule joint"} <= stored["weights"].keys()
+    name, part = {"model control": ("control", ""), "rule joint": ("joint", "rule.")}[of]
+    tensors, meta = folder.load(name)
+    chosen = [key for key in tensors if key.startswith(part) and tensors[key].is_floating_point()]
+    assert 0 < len(chosen) < len(tensors) or not part
+    folder.save(name, {**tensors, **{key: tensors[key] + 0.01 for key in chosen}}, meta)
+    with pytest.raises(ValueError, match=f"reset.json were chosen for other weights; .*{of}"):
+        experiment.tune_run(config, corpus, folder, ["reset"])
+    with pytest.raises(ValueError, match="chosen for other weights"):
+        own_texts.reader_of_run(folder)
+    if of == "rule joint":
+        with pytest.raises(ValueError, match="chosen for other weights"):
+            ship.pretrained_of(folder)
+    path.unlink()
+    assert experiment.tune_run(config, corpus, folder, ["reset"])["reset"]
+
+
 def test_a_damaged_file_of_trials_is_named(copied_run):
     """Cut off anywhere; and with a value that is no trial."""
     config, corpus, folder = copied_run
     path = folder.folder / "tuning-carry.json"
     experiment.tune_run(config, corpus, folder, ["carry"])
     content = path.read_text()
-    none, rms = (json.loads(content)[name][0] for name in ("none", "rms"))
+    none, rms = (json.loads(content)["trials"][name][0] for name in ("none", "rms"))
     wrong = (
         [1],
         {"none": 3},
@@ -138,7 +163,8 @@ def test_a_damaged_file_of_trials_is_named(copied_run):
         {"rms": [rms | {"settings": {"rate": None}}]},
     )
     cut = [content[:length] for length in range(0, len(content) - 1, 101)]
-    for text in [*map(json.dumps, wrong), *cut]:
+    named = [json.dumps({"weights": {}, "trials": each}) for each in wrong]
+    for text in [*named, json.dumps([1]), json.dumps({"trials": {}}), *cut]:
         path.write_text(text)
         for mode in ("carry", "reset"):  # the other mode begins at its settings
             with pytest.raises(ValueError, match=r"tuning-carry\.json cannot be read; .*delete it"):

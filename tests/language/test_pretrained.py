@@ -59,7 +59,7 @@ def tuned_run(trained_run, tmp_path_factory):
         ),
         BEST,
     ]
-    stored = {"joint": [trial_to_json(trial) for trial in trials]}
+    stored = {"weights": {}, "trials": {"joint": [trial_to_json(trial) for trial in trials]}}
     (folder.folder / "tuning-reset.json").write_text(json.dumps(stored))
     return folder
 
@@ -142,7 +142,8 @@ def flushing_model(tuned_run, trained_run, tmp_path_factory):
     network = train_article_starts(corpus.train, config.model.vocabulary_size, 1)
     folder.save("article-starts", network.state_dict(), {})
     better = dataclasses.replace(BEST, perplexity=18.5)
-    stored = {"joint": [trial_to_json(BEST)], "joint-flush": [trial_to_json(better)]}
+    found = {"joint": [trial_to_json(BEST)], "joint-flush": [trial_to_json(better)]}
+    stored = {"weights": {}, "trials": found}
     (folder.folder / "tuning-carry.json").write_text(json.dumps(stored))
     return ship.pretrained_of(folder)
 
