@@ -133,6 +133,7 @@ def _complete_lines(path: Path) -> list[bytes]:
 class Progress:
     """A progress bar with loss and tokens per second on a terminal, else a line now and then.
 
+    The speed is that since the first steps were told: they may be those of an earlier run.
     Of several processes the first shows what it does itself; the others are silent.
     """
 
@@ -151,7 +152,8 @@ class Progress:
         self._done = initial
         self._between = seconds_between_lines
         self._tokens = 0.0
-        self._start = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        self._first: float | None = None  # when the first steps were told, whose time is not known
         self._bar: Any = None
         self._silent = not is_first()
         if self._stream.isatty() and not self._silent:
@@ -164,11 +166,14 @@ class Progress:
     ) -> None:
         """Count finished steps and the tokens they read; show the values (for instance loss)."""
         self._done += num_steps
-        self._tokens += tokens
         shown = {name: f"{value:.4g}" for name, value in (values or {}).items()}
         now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        else:
+            self._tokens += tokens
         if self._tokens:
-            shown["tokens/s"] = f"{self._tokens / max(now - self._start, 1e-9):,.0f}"
+            shown["tokens/s"] = f"{self._tokens / max(now - self._first, 1e-9):,.0f}"
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(num_steps)

@@ -80,7 +80,8 @@ def test_away_from_a_terminal_progress_is_a_line_now_and_then(monkeypatch):
     with Progress("reading", 5, seconds_between_lines=10, stream=stream) as progress:
         for step in range(5):
             now[0] += 4
-            progress.update(tokens=60, values={"loss": step / 8})
+            tokens = 60 if step else 1000  # the first were read before the program was stopped
+            progress.update(tokens=tokens, values={"loss": step / 8})
     assert stream.getvalue().splitlines() == [
         "reading: 3/5 loss 0.25, tokens/s 15",
         "reading: 5/5 loss 0.5, tokens/s 15",
@@ -91,7 +92,8 @@ def test_on_a_terminal_progress_is_a_bar():
     stream = io.StringIO()
     stream.isatty = lambda: True
     with Progress("reading", 4, initial=1, stream=stream) as progress:
-        progress.update(3, tokens=60, values={"loss": 0.5})
+        progress.update(2, tokens=40, values={"loss": 0.7})
+        progress.update(1, tokens=20, values={"loss": 0.5})
     last = stream.getvalue().split("\r")[-1]
     assert "reading: 100%" in last
     assert "4/4" in last
