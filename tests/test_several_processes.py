@@ -151,3 +151,27 @@ def test_a_launch_that_is_stopped_or_whose_worker_is_killed_is_gone_on_with(text
 
     subprocess.run([sys.executable, *words], check=True, **options)
     assert (texts / "run/base.safetensors").exists()
+
+
+def test_accelerate_starts_two_processes_too(texts):
+    one, two = texts / "one", texts / "two"
+    for folder in (one, two):
+        shutil.copytree(texts / "texts", folder / "texts")
+    program = texts / "noted.py"  # train.py, and a note of who runs it
+    program.write_text(
+        "import os, runpy\n"
+        "open(f\"{os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}\", 'w').close()\n"
+        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+    )
+    words = [program, *SMALL, "--base.tokens=2000", "--no-evaluation", "--stages=base"]
+    launch = [Path(sys.executable).with_name("accelerate"), "launch", "--multi_gpu"]
+    launch += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
+    launch += ["--dynamo_backend=no", "--main_process_port=0"]
+    options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "check": True}
+    subprocess.run([sys.executable, *words], cwd=one, **options)
+    subprocess.run([*launch, *words], cwd=two, **options)
+    assert {path.name for path in two.glob("* of *")} == {"0 of 2", "1 of 2"}
+    tensors, _ = checkpoint.load(two / "run/base.safetensors")
+    expected, _ = checkpoint.load(one / "run/base.safetensors")
+    for part, tensor in tensors.items():
+        torch.testing.assert_close(tensor, expected[part], rtol=1e-2, atol=1e-3, msg=part)
