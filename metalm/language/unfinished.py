@@ -20,16 +20,20 @@ EVERY = 120.0
 class Unfinished:
     """Where one reading stands, in a file of its own, written whole and with a checksum.
 
-    Several processes keep nothing: they begin their readings again.
+    Each of several processes has its own file, for its own part of the texts, and goes on only as
+    the same one of as many.
 
     Args:
-        path: the file; its folder is made when something is first kept.
+        path: the file; its folder is made when something is first kept. Of several processes each
+            adds to the name which one it is.
         description: everything that the reading depends on, as JSON values.
         every: seconds between two times.
     """
 
     def __init__(self, path: Path, description: Mapping[str, Any], every: float = EVERY) -> None:
-        self.path, self._description, self._every = path, dict(description), every
+        count, own = processes.count(), processes.rank()
+        self.path = path if count == 1 else path.with_stem(f"{path.stem}-{own + 1}-of-{count}")
+        self._description, self._every = {**description, "process": [own, count]}, every
         self._due = time.monotonic() + every
 
     def found(self) -> Any:
@@ -38,20 +42,19 @@ class Unfinished:
         Raises:
             ValueError: the file is truncated or altered.
         """
-        if processes.count() > 1 or not self.path.exists():
+        if not self.path.exists():
             return None
         tensors, meta = checkpoint.load(self.path)
         return unpack(tensors, meta) if meta.get("description") == self._description else None
 
     def keep(self, tree: Callable[[], Any]) -> None:
         """Keeps what `tree` gives (see `pack`), if it is time to."""
-        if processes.count() > 1 or time.monotonic() < self._due:
+        if time.monotonic() < self._due:
             return
         tensors, meta = pack(tree())
-        checkpoint.save(self.path, tensors, meta | {"description": self._description})
+        checkpoint.save_own(self.path, tensors, meta | {"description": self._description})
         self._due = time.monotonic() + self._every
 
     def forget(self) -> None:
         """Removes the file, once the reading is finished."""
-        if processes.is_first():
-            self.path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)

@@ -40,10 +40,12 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
         ValueError: the meta is not JSON; or the disk is full, or the place cannot be written: then
             the old file is as it was.
     """
-    first_alone(lambda: _write(Path(path), tensors, meta))
+    first_alone(lambda: save_own(path, tensors, meta))
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+def save_own(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write a checkpoint as `save` does, of this process alone: a file that no other writes."""
+    path = Path(path)
     text = _to_json(path, meta)
     unique, aliases = _untie(tensors)
     header = {"format": _FORMAT, "meta": text, "aliases": json.dumps(aliases, sort_keys=True)}

@@ -15,7 +15,7 @@ from metalm.language.unfinished import Unfinished
 from metalm.meta.rules import GradientDescent
 from metalm.meta.rules.kinds import learned_rule
 from metalm.meta.rules.learned_rates import LearnedRates
-from metalm.training import precision
+from metalm.training import precision, processes
 
 of_both_cells = pytest.mark.parametrize("cell", ["lstm", "qrnn"])
 NAMES = ("embedding.weight", "layers.1.input_weight", "decoder.bias")
@@ -154,6 +154,37 @@ def test_what_was_kept_of_another_reading_is_left_and_damage_is_named(tiny_model
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"kept.safetensors was altered; .*; delete it"):
         reader.read(texts, 1, None, None, Unfinished(path, {"rate": 1}))
+
+
+@of_both_cells
+def test_each_of_several_processes_has_its_own_file(tiny_model, texts, tmp_path, monkeypatch):
+    """It goes on as the same one of as many, and as no other."""
+    reader = Reader(tiny_model(), GradientDescent(0.7, 0.05), NAMES, SEGMENT, GRID)
+    path, parts = tmp_path / "kept.safetensors", (texts[:1], texts[1:])
+
+    def be(rank, count):
+        monkeypatch.setattr(processes, "rank", lambda: rank)
+        monkeypatch.setattr(processes, "count", lambda: count)
+        return Unfinished(path, {}, every=0.0)
+
+    whole, told = [], []
+    for part in parts:
+        tokens = []
+        whole.append(reader.read(part, 1, lambda count, _, t=tokens: t.append(count)))
+        told.append(tokens[0])
+    for rank, part in enumerate(parts):
+        with pytest.raises(StoppedError):
+            reader.read(part, 1, stops_after(1), None, be(rank, 2))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert be(0, 1).found() is None
+    assert be(0, 3).found() is None
+    for rank, part in enumerate(parts):
+        after, kept = [], be(rank, 2)
+        found = reader.read(part, 1, lambda tokens, _, a=after: a.append(tokens), None, kept)
+        assert_same(found, whole[rank])
+        assert after[0] == told[rank]  # at once what was there
+        kept.forget()
+    assert not list(tmp_path.iterdir())
 
 
 @of_both_cells
