@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from data_prep.own_text import read_texts
+from data_prep.wikitext_form import in_wikitext_form, is_in_wikitext_form
 from metalm.language.articles import open_corpus
 from metalm.language.experiment import MODES, SPLITS, evaluate, tune_run
 from metalm.language.opened_run import open_run
@@ -99,6 +100,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="Omniglot's one-shot challenge, for a few-shot run (without one: the baseline)",
     )
     parser.add_argument("--text", nargs="+", type=Path, help="score these .txt or .md files")
+    parser.add_argument(
+        "--as-written",
+        action="store_true",
+        help="leave the text as it is (default: punctuation apart and a line a paragraph, as in "
+        "WikiText, for models that were trained there)",
+    )
     parser.add_argument("--out", type=Path, help="where the report of --text goes")
     options = parser.parse_args(arguments)
     _check(parser, options)
@@ -112,6 +119,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error("which run? expected a folder that train.py wrote")
         if options.out is not None:
             parser.error("--out goes with --text; other reports lie in the run's folder")
+        if options.as_written:
+            parser.error("--as-written goes with --text; a corpus is read as it was prepared")
         if options.tune and options.bfloat16:
             parser.error("--bfloat16 is for scores; settings are tuned in float32: leave it out")
         return
@@ -227,8 +236,26 @@ def run_texts(options: argparse.Namespace, command: str) -> Path:
     name += "-bfloat16" if reader.bfloat16 else ""
     folder = (Path(options.run) if is_run else Path()) / f"report-text-{name}"
     folder = options.out or folder
+    texts, notes = formed(texts, reader.corpus, options.as_written)
     with only_program_in(folder), writing(folder):
-        return evaluate_texts(reader, texts, folder, command=command)
+        return evaluate_texts(reader, texts, folder, command=command, notes=notes)
+
+
+def formed(
+    texts: list[tuple[str, str]], corpus: str, as_written: bool
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """The texts in the form of the corpus, if it is WikiText, and what is to be said of that."""
+    if as_written or not corpus.startswith("wikitext"):
+        return texts, []
+    changed = [title for title, text in texts if not is_in_wikitext_form(text)]
+    if not changed:
+        return texts, []
+    note = (
+        "Punctuation stands apart and a paragraph is a line, as in WikiText, where the model was "
+        f"trained ({len(changed)} of {len(texts)} texts); --as-written leaves them as they are."
+    )
+    print(note, file=sys.stderr)
+    return [(title, in_wikitext_form(text)) for title, text in texts], [note]
 
 
 if __name__ == "__main__":

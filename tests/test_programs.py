@@ -238,6 +238,29 @@ def test_single_texts_are_read_with_the_model_of_the_package(evaluate, here):
     found = json.loads(Path("report-text-own/results.json").read_text())["modes"]["reset"]
     assert found["methods"] == ["static", "metalm", "metalm + cache"]
     assert found["num_words"] == 7
+    assert "static is the same model without learning" in page_of("own")
+
+
+def page_of(name):
+    return Path(f"report-text-{name}/report.html").read_text()
+
+
+def test_ordinary_text_is_read_in_the_form_that_the_model_knows(evaluate, here, capsys):
+    """As if it had been written so; with another option as it is."""
+    Path("ordinary.txt").write_text('The dog\nsees it, "the\ncat".\n\nIt runs.\n')
+    Path("apart.txt").write_text('The dog sees it , " the cat " .\nIt runs .\n')
+    for name in ("ordinary", "apart"):
+        assert evaluate.main(["--text", f"{name}.txt"]) == 0
+        said = "Punctuation stands apart" in capsys.readouterr().err
+        assert said == (name == "ordinary") == ("--as-written leaves" in page_of(name))
+    one, other = (
+        json.loads(Path(f"report-text-{name}/results.json").read_text())["modes"]["reset"]
+        for name in ("ordinary", "apart")
+    )
+    assert one["articles"][0]["perplexity"] == other["articles"][0]["perplexity"]
+    assert evaluate.main(["--text", "ordinary.txt", "--as-written", "--out", "as"]) == 0
+    found = json.loads(Path("as/results.json").read_text())["modes"]["reset"]
+    assert found["num_words"] < one["num_words"]
 
 
 @pytest.mark.parametrize(
@@ -262,6 +285,7 @@ def test_what_is_no_text_or_no_model(evaluate, here, capsys, words, message):
     [
         ([], "which run?"),
         (["run", "--out", "x"], "--out goes with --text"),
+        (["run", "--as-written"], "--as-written goes with --text"),
         (["run", "--text", "a.txt", "--tune"], "does not go with --tune"),
         (["--text", "a.txt", "--split", "valid", "--data", "b"], "not go with --data, --split"),
         (["--text", "a.txt", "--official-runs", "b"], "does not go with --official-runs"),

@@ -51,7 +51,8 @@ class AdaptiveReader:
 
     A token is scored before anything is learnt from it. Segments are counted from where a call to
     `read` begins, and the end of a call ends a segment: a text read in parts gives the scores of
-    the whole text when each part but the last is a multiple of `segment` long.
+    the whole text when each part but the last is a multiple of `segment` long. (Without a start
+    token the first token only begins the text; then the first part has one more.)
 
     Args:
         model: ``(tokens, state) -> (logits, state)``, in float32 or float64; not changed, and read
@@ -193,15 +194,15 @@ class AdaptiveReader:
             ValueError: the state holds something that no file can hold or that loading could not
                 restore, or the file cannot be written.
         """
-        reading_state.save(state, path, self.model, self.start())
+        reading_state.save(state, path, self.model, self.rule, self.start())
 
     def load(self, path: Path | str) -> ReadingState:
         """Reads a state that `save` wrote; no code is executed.
 
         Raises:
-            ValueError: no such file, a damaged one, or a state of another model.
+            ValueError: no such file, a damaged one, or a state of another model or kind of rule.
         """
-        return reading_state.load(path, self.model, self.start())
+        return reading_state.load(path, self.model, self.rule, self.start())
 
     def _read_segment(self, row: TextRow, coefficients: Coefficients) -> None:
         score, row.memory = self._score_and_learn(row.take(self.segment), row.memory, coefficients)

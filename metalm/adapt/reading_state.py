@@ -17,7 +17,7 @@ from torch import nn
 
 from metalm.meta.parameters import Parameters
 from metalm.meta.tree import formed, transform
-from metalm.meta.update_rule import RuleState
+from metalm.meta.update_rule import AbstractUpdateRule, RuleState
 from metalm.training import checkpoint
 from metalm.training.state import pack, unpack
 
@@ -42,13 +42,20 @@ class ReadingState:
     """How often the fast weights fell back to W_0 because the rule blew up."""
 
 
-def save(state: ReadingState, path: Path | str, model: nn.Module, like: ReadingState) -> None:
+def save(
+    state: ReadingState,
+    path: Path | str,
+    model: nn.Module,
+    rule: AbstractUpdateRule | None,
+    like: ReadingState,
+) -> None:
     """Writes a state.
 
     Args:
         state: what is written.
         path: the file.
         model: the one that the state belongs to.
+        rule: likewise.
         like: a fresh state, whose form `load` will take.
 
     Raises:
@@ -65,20 +72,24 @@ def save(state: ReadingState, path: Path | str, model: nn.Module, like: ReadingS
     tensors, form = pack(
         {"fast": state.fast, "rule_state": state.rule_state, "model_state": state.model_state}
     )
-    meta = {"kind": _KIND, "model": checksum(model), **counts, **form}
+    meta = {"kind": _KIND, "model": checksum(model), "rule": _name(rule), **counts, **form}
     checkpoint.save(Path(path), tensors, meta)
 
 
-def load(path: Path | str, model: nn.Module, like: ReadingState) -> ReadingState:
+def load(
+    path: Path | str, model: nn.Module, rule: AbstractUpdateRule | None, like: ReadingState
+) -> ReadingState:
     """Reads a state that `save` wrote.
 
     Args:
         path: the file.
         model: must have the weights that the state began from.
+        rule: must be of the kind that the state was read with; its numbers may be others.
         like: a fresh state; its form and devices are taken, named tuples included.
 
     Raises:
-        ValueError: no such file, a damaged one, another kind of file, or a state of another model.
+        ValueError: no such file, a damaged one, another kind of file, or a state of another model
+            or kind of rule.
     """
     tensors, meta = checkpoint.load(Path(path))
     if meta.get("kind") != _KIND:
@@ -102,6 +113,11 @@ def load(path: Path | str, model: nn.Module, like: ReadingState) -> ReadingState
             f"{checksum(model)[:16]}, found {meta['model'][:16]}; load the weights that it was "
             "saved with"
         )
+    if meta.get("rule") != _name(rule):
+        raise ValueError(
+            f"{path} was read under another kind of rule; expected {_name(rule)}, found "
+            f"{meta.get('rule')}; use the one that it was saved with"
+        )
     device = next(model.parameters()).device
     tree = transform(tree, lambda tensor: tensor.to(device))
     return ReadingState(
@@ -122,6 +138,11 @@ def checksum(model: nn.Module) -> str:
         flat = weight.detach().cpu().contiguous().reshape(-1)
         total.update(flat.view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def _name(rule: AbstractUpdateRule | None) -> str:
+    """The kind of a rule."""
+    return "no rule" if rule is None else type(rule).__name__
 
 
 def _has_names(tree: Any) -> bool:

@@ -165,13 +165,22 @@ def name_articles(figure: go.Figure, course: Succession) -> None:
     figure.update_xaxes(range=[0, int(course.boundaries[-1])], showgrid=False, tickformat=",")
 
 
+# On an axis whose values differ by less than this factor, so much room on both sides.
+_HARDLY, _ROOM = 1.5, 2.5
+
+
 def name_logarithms(
     figure: go.Figure, axis: str, first: Sequence[float], values: Sequence[float]
 ) -> None:
     """A logarithmic axis with some round numbers on it, as plain numbers.
 
     They are as dense as suits what is shown at first, and go on to where the other values are.
+    Around values that hardly differ, such as a single one, there is room for them.
     """
+    low, high = min(values), max(values)
+    if high < _HARDLY * low:
+        values = first = (low / _ROOM, high * _ROOM)
+        figure.update_layout({f"{axis}axis": {"range": np.log10(values).tolist()}})
     near, far = (round_numbers(min(v), max(v)) for v in (first or values, values))
     ticks = [t for t in far if t < near[0]] + near + [t for t in far if t > near[-1]]
     figure.update_layout(

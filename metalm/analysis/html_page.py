@@ -50,6 +50,7 @@ def build_page(
     command: str,
     traces: Mapping[str, Sequence[Trace]] | None = None,
     tempered: Mapping[str, Tempered] | None = None,
+    notes: Sequence[str] = (),
     largest: int = LARGEST_PAGE,
 ) -> str:
     """The page as text.
@@ -62,6 +63,7 @@ def build_page(
         command: the command line that gave these results.
         traces: reading mode -> what was recorded while reading.
         tempered: reading mode -> the methods once more, under temperatures of their own.
+        notes: what has to be said before the tables, a paragraph each.
         largest: bytes that the page may have; words are rounded or left out to get there. The rest,
             about a million bytes, is always there.
     """
@@ -77,6 +79,7 @@ def build_page(
     parts = {
         "policy": _policy([script, plotly], [style]),
         "title": _escaped(shown(title, LONGEST_TITLE)),
+        "notes": "\n".join(f'<p class="note">{_escaped(note)}</p>' for note in notes),
         "style": style,
         "command": _escaped(_lines(command)),
         "tables": "\n".join(

@@ -84,14 +84,17 @@ def write_page(
     title: str | None = None,
     traces: Traces | None = None,
     tempered: Mapping[str, Tempered] | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write results.json and report.html only; everything else as in `write_report`.
+
+    The page says the notes before its tables, a paragraph each.
 
     Returns:
         The path of report.html.
     """
     target = Path(folder)
-    _write_page(scores, target, configuration, cost, command, title, traces, tempered or {})
+    _write_page(scores, target, configuration, cost, command, title, traces, tempered or {}, notes)
     return target / PAGE
 
 
@@ -104,6 +107,7 @@ def _write_page(
     title: str | None,
     traces: Traces | None,
     tempered: Mapping[str, Tempered],
+    notes: Sequence[str] = (),
 ) -> dict[str, Results]:
     _check(scores, cost, "cost")
     _check(scores, tempered, "tempered")
@@ -132,6 +136,7 @@ def _write_page(
         command=command,
         traces=traces,
         tempered=tempered,
+        notes=notes,
     )
     write_at_once(target / PAGE, page.encode())
     return results

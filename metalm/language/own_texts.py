@@ -36,6 +36,11 @@ from metalm.training.precision import refuse_emulated_bfloat16
 
 MODE: ReadingMode = "reset"
 
+_NOT_LEARNING = (
+    "Here, static is the same model without learning. Its weights were trained for learning while "
+    "they read, so that without it they are worse than those of a model trained ordinarily."
+)
+
 
 class TextReader(NamedTuple):
     """What reads the texts."""
@@ -54,6 +59,10 @@ class TextReader(NamedTuple):
     """What the report shows."""
     bfloat16: bool = False
     """Whether it reads with matrix products in bfloat16."""
+    corpus: str = ""
+    """Name of what it was trained on."""
+    notes: tuple[str, ...] = ()
+    """What the page says about it."""
 
 
 def reader_of_run(
@@ -102,6 +111,7 @@ def reader_of_run(
         config.evaluation.rows,
         dataclasses.asdict(config),
         config.evaluation.bfloat16,
+        Path(config.data.source).name,
     )
 
 
@@ -148,11 +158,18 @@ def reader_of_pretrained(
         1,
         dataclasses.asdict(saved.config),
         bfloat16,
+        saved.config.origin.corpus,
+        (_NOT_LEARNING,),
     )
 
 
 def evaluate_texts(
-    reader: TextReader, texts: Sequence[tuple[str, str]], folder: Path, *, command: str
+    reader: TextReader,
+    texts: Sequence[tuple[str, str]],
+    folder: Path,
+    *,
+    command: str,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Scores texts, prints the tables and writes the page.
 
@@ -161,6 +178,7 @@ def evaluate_texts(
         texts: title and text of each, with at least one word.
         folder: where report.html, results.json and the finished readings go.
         command: what the page says made it.
+        notes: what else it says, beside the reader's own notes.
 
     Returns:
         The path of report.html.
@@ -194,6 +212,7 @@ def evaluate_texts(
         command=command,
         traces={MODE: found.traces},
         title=f"own text: {names}" + (", products in bfloat16" if reader.bfloat16 else ""),
+        notes=[*notes, *reader.notes],
     )
 
 

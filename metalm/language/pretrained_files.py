@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from torch import Tensor
 from metalm.language.pretrained_config import PretrainedConfig
 from metalm.language.vocabulary import DESCRIPTION_FILE, TOKENIZER_FILE, Vocabulary
 from metalm.training.configuration import from_json
-from metalm.training.disk import file_checksum
+from metalm.training.disk import file_checksum, writing
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 CHECKED = (WEIGHTS, TOKENIZER_FILE, DESCRIPTION_FILE)
@@ -39,30 +41,30 @@ def write(
 ) -> None:
     """Writes a folder; its config.json comes last, so that it vouches for the others.
 
+    Everything is written beside it first: a disk that fills up leaves what was there.
+
     Raises:
         ValueError: the folder cannot be written.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).unlink(missing_ok=True)
-        contiguous = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-        save_file(contiguous, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / WEIGHTS).chmod(0o644)
-        vocabulary.save(folder)
-        (folder / CARD).write_text(card, encoding="utf-8")
-        content = {
-            "format": FORMAT,
-            "library_name": "metalm",
-            "files": {name: file_checksum(folder / name) for name in CHECKED},
-            **dataclasses.asdict(config),
-        }
-        text = json.dumps(content, indent=2, default=dict) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"the model cannot be saved in {folder}; expected a folder to write into, found "
-            f"'{error}'; choose another one, or make room"
-        ) from error
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as place:
+            new = Path(place)
+            contiguous = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+            save_file(contiguous, new / WEIGHTS, metadata={"format": "pt"})
+            (new / WEIGHTS).chmod(0o644)
+            vocabulary.save(new)
+            (new / CARD).write_text(card, encoding="utf-8")
+            content = {
+                "format": FORMAT,
+                "library_name": "metalm",
+                "files": {name: file_checksum(new / name) for name in CHECKED},
+                **dataclasses.asdict(config),
+            }
+            text = json.dumps(content, indent=2, default=dict) + "\n"
+            (new / CONFIG).write_text(text, encoding="utf-8")
+            for name in (*CHECKED, CARD, CONFIG):
+                os.replace(new / name, folder / name)
 
 
 def read(folder: Path) -> tuple[PretrainedConfig, dict[str, Tensor], Vocabulary]:

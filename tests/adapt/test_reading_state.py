@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metalm.adapt import AdaptiveReader
+from metalm.adapt import AdaptiveReader, count_gradients, krause_rule
 from metalm.meta.rules import GradientDescent
 from metalm.meta.update_rule import AbstractUpdateRule
 from metalm.training import checkpoint
@@ -100,6 +100,12 @@ def test_what_is_refused(reader, recurrent, texts, tmp_path):
     checkpoint.save(tmp_path / "other", {"a": torch.ones(2)}, {})
     with pytest.raises(ValueError, match=r"is not the state of a reading; .* found None"):
         reader.load(tmp_path / "other")
+    for rule, kind in (
+        (None, "no rule"),
+        (krause_rule(count_gradients(reader, texts)), "RmsDecay"),
+    ):
+        with pytest.raises(ValueError, match=f"another kind of rule; expected {kind}, found Grad"):
+            reader.with_rule(rule).load(path)
     fewer = AdaptiveReader(recurrent, GradientDescent(0.7), ["hidden.*"])
     with pytest.raises(ValueError, match=r"expected embedding.weight of shape nothing, found \(11"):
         fewer.load(path)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import importlib.util
 import json
 import shlex
@@ -15,7 +16,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 
-from metalm.language import compact, pretrained, ship
+from metalm.language import compact, pretrained, pretrained_files, ship
 from metalm.language.article_starts import train_article_starts
 from metalm.language.cache import CacheConfig
 from metalm.language.flushing import Flushing
@@ -358,7 +359,7 @@ def test_nothing_is_there(tmp_path, monkeypatch, model):
     ):
         model.save_pretrained(tmp_path, torch.int8)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot be saved in .*file/folder; expected a folder"):
+    with pytest.raises(ValueError, match=r"file/folder cannot be written; expected a folder"):
         model.save_pretrained(tmp_path / "file/folder")
 
 
@@ -436,6 +437,21 @@ def test_the_card_has_the_test_figures_of_the_report(tuned_run, tmp_path, capsys
     report.write_text('{"modes": {"reset": {}}}')
     assert ship.main([str(folder.folder), str(tmp_path / "other")]) == 2
     assert "results.json is damaged; expected the results of evaluate.py" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_leaves_the_model_that_was_there(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "full")
+
+    for name in ("save_file", "file_checksum"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pretrained_files, name, full)
+            with pytest.raises(ValueError, match="expected room on the disk"):
+                model.save_pretrained(tmp_path, torch.bfloat16)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_run_that_is_not_tuned(trained_run, capsys):

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from metalm.adapt import AdaptiveReader
 from metalm.language import pretrained
 from metalm.language.pretrained import Pretrained
 from metalm.language.pretrained_config import PretrainedConfig
 from metalm.language.trained import load_model, load_rule
 from metalm.language.vocabulary import Vocabulary
+from metalm.meta.low_rank import LowRank
 from metalm.meta.parameters import choose
+from metalm.meta.rules import GradientDescent
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -35,6 +38,14 @@ class OwnModel(nn.Module):
     def forward(self, tokens, state):
         values, state = self.recurrent(self.embedding(tokens), state)
         return self.output(values), state
+
+
+def test_low_rank_as_the_readme_has_it():
+    (call,) = re.findall(r"`(LowRank\(.*?\))`", README)
+    model = eval(call, {"LowRank": LowRank, "model": OwnModel()})
+    assert any("output.weight" in name for name, _ in model.named_parameters())
+    reader = AdaptiveReader(model, GradientDescent(0.1), fast=["factors.*"])
+    assert np.isfinite(reader.read(np.arange(9)).nats[1:]).all()
 
 
 @pytest.fixture
