@@ -102,7 +102,7 @@ def test_what_is_refused(reader, recurrent, texts, tmp_path):
         reader.load(tmp_path / "other")
     for rule, kind in (
         (None, "no rule"),
-        (krause_rule(count_gradients(reader, texts)), "RmsDecay"),
+        (krause_rule(count_gradients(reader, texts)), "LearnedRates"),
     ):
         with pytest.raises(ValueError, match=f"another kind of rule; expected {kind}, found Grad"):
             reader.with_rule(rule).load(path)
