@@ -52,9 +52,10 @@ def summary_grid(scores: Scores, mode: str) -> Grid:
 def summary_note(scores: Scores) -> str:
     """What the figures of the summary count, and what each gain is measured against."""
     own = {m: b for m, b in scores.baselines.items() if m != b and b != STATIC}
+    articles = "article" if len(scores.articles) == 1 else "articles"
     exceptions = "".join(f" {m}: against {b}." for m, b in own.items())
     return (
-        f"{len(scores.articles):,} articles, {scores.num_words.sum():,} words, ends of lines "
+        f"{len(scores.articles):,} {articles}, {scores.num_words.sum():,} words, ends of lines "
         f"included. Perplexity per word; gain in nats per word against {STATIC}, intervals from a "
         f"bootstrap over articles.{exceptions} Best rival: {best_rival(scores)}."
     )

@@ -42,6 +42,11 @@ Chosen on validation articles, and kept in the configuration:
 
 It is small, knows little beyond the kind of text that it was trained on, and repeats what that text
 says, its prejudices included. It scores text; it was not trained to follow instructions.
+{form}"""
+
+_WIKITEXT_FORM = """
+Its text has punctuation apart and marks such as `@-@` inside words; ordinary text is foreign to it.
+`evaluate.py --text` brings text into that form, and so does `data_prep.wikitext_form` before `encode`.
 """
 
 _RULES: Mapping[RuleKind, str] = {
@@ -68,6 +73,7 @@ def model_card(config: PretrainedConfig, num_parameters: int, name: str) -> str:
         origin=_origin(config),
         settings=_settings("Articles one by one", config.reset)
         + _settings("A stream of articles", config.carry),
+        form=_WIKITEXT_FORM if config.origin.corpus.startswith("wikitext") else "",
     )
 
 
