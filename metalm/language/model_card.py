@@ -46,7 +46,7 @@ says, its prejudices included. It scores text; it was not trained to follow inst
 
 _WIKITEXT_FORM = """
 Its text has punctuation apart and marks such as `@-@` inside words; ordinary text is foreign to it.
-`evaluate.py --text` brings text into that form, and so does `data_prep.wikitext_form`, for `encode`.
+`evaluate.py --text` brings text into that form; for `encode`, `data_prep.wikitext_form` does.
 """
 
 _RULES: Mapping[RuleKind, str] = {
