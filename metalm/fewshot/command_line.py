@@ -175,6 +175,7 @@ def _fitted(configs: Sequence[FewShotConfig], images: LabelledImages | None) -> 
             print(
                 f"{after.method}: trained {after.training.way}-way and not "
                 f"{before.training.way}-way, as there are no more classes to learn from"
+                + (" in a group" if after.task.within_groups else "")
             )
     return fitted
 

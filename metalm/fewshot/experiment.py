@@ -32,6 +32,9 @@ from metalm.training.state import pack, unpack
 
 STAGE = "method"
 VALIDATION_TASKS = 100
+# Settings that a training does not depend on, and those that it looks at in validation alone.
+_OF_SCORING = {"root", "scoring.tasks", "scoring.updates"}
+_OF_USE = {"adaptation.test_steps", "adaptation.test_batch"}
 _LATER = {
     "task": ("channels", "dark_ink", "distorted"),
     "network": ("late_width", "depth", "halvings", "reach"),
@@ -74,7 +77,8 @@ def train(
     parts: list[Part] = ["validation", "test"] if parameters else ["test"]
     for part in parts:
         episode_source(config.task, part, config.seed, None, images)
-    folder.write_configuration(config)
+    trained = folder.has(STAGE) or not parameters
+    folder.write_configuration(config, _OF_SCORING | (_OF_USE if trained else set()))
     if folder.has(STAGE) or not parameters:
         return load(config, folder, images) if parameters else method
     training = FewShotTraining(

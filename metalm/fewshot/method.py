@@ -30,8 +30,9 @@ class FewShotMethod(nn.Module, ABC):
 
     Attributes:
         statistics: whose statistics batch normalisation uses when queries are answered:
-            "transductive" (of the inputs that are answered together), "running" (of the
-            meta-training), or "none" (there is no batch normalisation). Stands beside every result.
+            "transductive" (of the inputs that are answered together), "support" (of the support
+            set and one query at a time), "running" (of the meta-training), or "none" (there is no
+            batch normalisation). Stands beside every result.
     """
 
     statistics: str

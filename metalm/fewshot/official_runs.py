@@ -112,7 +112,8 @@ def judge_of(method: FewShotMethod, size: int, device: torch.device | str | None
 
 def _read_run(folder: Path) -> Run:
     pairs = _read_pairs(folder)
-    classes = sorted({training for _, training in pairs})
+    classes = _pictures(folder, "training", {training for _, training in pairs})
+    _pictures(folder, "test", {test for test, _ in pairs})
     return Run(
         folder.name,
         torch.stack([_read_picture(path) for path in classes]),
@@ -147,6 +148,18 @@ def _read_pairs(folder: Path) -> list[tuple[Path, Path]]:
             f"lines for {len(tests)}; correct it"
         )
     return pairs
+
+
+def _pictures(folder: Path, kind: str, named: set[Path]) -> list[Path]:
+    """The pictures of a kind in order; the labels must name each, lest a task become easier."""
+    there = {*(folder / kind).glob("*.png")}
+    if there != named:
+        missing = ", ".join(sorted(path.name for path in there ^ named))
+        raise ValueError(
+            f"{folder / LABELS} and the pictures in {folder / kind} are not the same; expected "
+            f"every one in both, found in one alone {missing}; unpack all_runs.zip again"
+        )
+    return sorted(there)
 
 
 def _read_picture(path: Path) -> Tensor:

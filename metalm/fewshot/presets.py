@@ -90,6 +90,18 @@ class ScoringConfig:
     updates: tuple[int, ...] = ()
     """For methods of inner updates: further numbers of updates to score after."""
 
+    def __post_init__(self) -> None:
+        if self.tasks < 2:
+            raise ValueError(
+                "too few test tasks for an interval; expected --scoring.tasks of at least 2, found "
+                f"{self.tasks}; ask for more"
+            )
+        if any(number < 0 for number in self.updates):
+            raise ValueError(
+                "impossible numbers of updates; expected --scoring.updates of at least 0, found "
+                f"{', '.join(map(str, self.updates))}; change them"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotConfig:
@@ -203,6 +215,8 @@ def preset(method: str, source: str = "glyphs", way: int = 5, shot: int = 1) -> 
 def within_classes(config: FewShotConfig, images: LabelledImages | None) -> FewShotConfig:
     """The settings with no more ways in training than there are classes to learn from.
 
+    Where the classes of a task come from one group, with no more than in use.
+
     Presets train on many ways, as the literature does on Omniglot; a folder of pictures may have
     fewer classes.
 
@@ -216,6 +230,9 @@ def within_classes(config: FewShotConfig, images: LabelledImages | None) -> FewS
     if images is None:
         return config
     classes = classes_of(config.task, "train", config.seed, images)
+    if config.task.within_groups:
+        # A group has few classes, and one of as many ways as in use is there or refused by name.
+        classes = min(classes, config.task.way)
     if config.training.way <= classes:
         return config
     return replace(config, training=replace(config.training, way=classes))

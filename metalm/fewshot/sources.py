@@ -54,10 +54,10 @@ class TaskConfig:
     """Queries of a class; points of a curve."""
     split: Literal["random", "official"] = "random"
     """Classes dealt at random, or Omniglot's background and evaluation sets."""
-    test_share: float = 0.26
+    test_share: float = 0.2606
     """Of the classes, for the random split (Omniglot in the literature: 423 of 1,623)."""
     validation_share: float = 0.06
-    """Of the classes, for the random split (100 of 1,623)."""
+    """Of the classes, for the random split; they are taken from those to learn from."""
     validation_groups: int = 5
     """Alphabets kept for validation, for the official split."""
     rotations: bool = True

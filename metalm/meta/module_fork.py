@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from metalm.meta import tree
 from metalm.meta.inner_problem import Batch
-from metalm.meta.module_loss import ModuleLoss
+from metalm.meta.module_loss import ModuleLoss, vectorised_attention
 from metalm.meta.parameters import Parameters, choose, split
 from metalm.meta.segment_length import Segment
 from metalm.meta.unroll import unroll
@@ -149,9 +149,10 @@ class Fork:
             return model(*own_args, **own_kwargs), model.buffers
 
         fast = {name: _stacked(t, self.slow[name], self.tasks) for name, t in self.fast.items()}
-        output, self.buffers = torch.func.vmap(answer, randomness="different")(
-            fast, self.buffers, tree.tensors((args, kwargs))
-        )
+        with vectorised_attention():
+            output, self.buffers = torch.func.vmap(answer, randomness="different")(
+                fast, self.buffers, tree.tensors((args, kwargs))
+            )
         return output
 
 
@@ -203,9 +204,17 @@ def check_tasks(module: nn.Module) -> None:
     """Refuse modules that ``torch.func.vmap`` cannot run with weights of their own.
 
     Raises:
-        ValueError: A recurrence of torch's own, in fused kernels.
+        ValueError: A recurrence of torch's own, in fused kernels; or batch normalisation whose
+            running statistics are plain means of all batches, which takes a number out of a tensor.
     """
     for name, part in module.named_modules():
+        counted = getattr(part, "track_running_stats", False) and part.training
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and counted and part.momentum is None:
+            raise ValueError(
+                "tasks cannot be learnt side by side here; expected batch normalisation with a "
+                f"momentum, found none in {name or 'the top'!r}; do learn one task at a time "
+                "(together=1), or give it one"
+            )
         if isinstance(part, nn.RNNBase | nn.RNNCellBase):
             raise ValueError(
                 "tasks cannot be learnt side by side here; expected modules in operations that "

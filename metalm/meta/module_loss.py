@@ -7,13 +7,13 @@ derivative through BatchNorm and LayerNorm without a word; this one was never fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.backends import cudnn
+from torch.backends import cudnn, mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalm.meta import tree
@@ -22,6 +22,21 @@ from metalm.meta.parameters import Parameters
 
 if TYPE_CHECKING:
     from metalm.meta.module_fork import Fork
+
+
+@contextmanager
+def vectorised_attention() -> Iterator[None]:
+    """Inside, attention runs in operations that ``vmap`` knows, for all tasks at once.
+
+    Other kernels run task by task, or, in evaluation mode, not at all.
+    """
+    before = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        mha.set_fastpath_enabled(before)
 
 
 class ModuleLoss:
@@ -46,8 +61,7 @@ class ModuleLoss:
         with cudnn.flags(enabled=False) if self.without_cudnn else nullcontext():
             if self.fork.tasks is None:
                 return self._one(parameters, batch, buffers)
-            # Other kernels of attention would run task by task.
-            with sdpa_kernel(SDPBackend.MATH):
+            with vectorised_attention():
                 return self._several(parameters, batch, buffers)
 
     def _one(

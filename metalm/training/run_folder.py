@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,16 @@ class RunFolder:
         """Where the configuration lies."""
         return self.folder / "configuration.json"
 
-    def write_configuration(self, config: Any) -> None:
+    def write_configuration(self, config: Any, later: Collection[str] = ()) -> None:
         """Writes the configuration, or checks that it is the one already there.
 
         Another device, number of threads or of parts of a batch may go on with a run (no longer bit
         for bit).
+
+        Args:
+            config: all settings.
+            later: names, with dots, of those that matter only after what is done already; where
+                they differ, the new ones are written.
 
         Raises:
             ValueError: the folder belongs to a run with another configuration, or cannot be
@@ -55,7 +60,8 @@ class RunFolder:
         wanted = _as_json(config)
         if self.configuration_path.exists():
             found = _with_defaults(type(config), self.read_configuration())
-            differing = sorted({*_differences(found, wanted)} - _WHERE)
+            changed = {*_differences(found, wanted)}
+            differing = sorted(changed - _WHERE - {*later})
             if differing:
                 raise ValueError(
                     f"{self.folder} belongs to another run; expected the same configuration, found "
@@ -64,7 +70,8 @@ class RunFolder:
                     f"repeat that run's "
                     "options to continue it"
                 )
-            return
+            if not changed & {*later}:
+                return
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_at_once(self.configuration_path, json.dumps(wanted, indent=2) + "\n")

@@ -3,12 +3,14 @@ import math
 from dataclasses import replace
 from statistics import mean
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 from metalm.fewshot.experiment import load, schedule, score, train
 from metalm.fewshot.glyphs import draw_glyphs
+from metalm.fewshot.images import LabelledImages
 from metalm.fewshot.linear import bayes_error
 from metalm.fewshot.methods import (
     BY_CLASS,
@@ -21,7 +23,7 @@ from metalm.fewshot.methods import (
 from metalm.fewshot.presets import ScoringConfig, preset, within_classes
 from metalm.fewshot.scoring import score_of_answers
 from metalm.fewshot.shown_tasks import draw_tasks
-from metalm.fewshot.sources import episode_source
+from metalm.fewshot.sources import TaskConfig, episode_source, split_classes
 from metalm.training.run_folder import RunFolder
 
 
@@ -158,6 +160,55 @@ def test_a_finished_run_is_not_trained_again(images, tmp_path):
     assert folder.weights("method").read_bytes() == before
     with pytest.raises(ValueError, match=r"another run; .* other values for training\.steps"):
         train(tiny("prototypical", steps=4), folder, images)
+
+
+def test_a_finished_run_is_scored_in_another_way(images, tmp_path):
+    """With other test tasks and updates, which nothing was trained for; and so it stays."""
+    config, folder = tiny("maml"), RunFolder(tmp_path)
+    method = train(config, folder, images)
+    before = folder.weights("method").read_bytes()
+    scoring = replace(config.scoring, tasks=config.scoring.tasks + 3, updates=(0, 2))
+    other = replace(config, scoring=scoring, root="elsewhere")
+    other = replace(other, adaptation=replace(config.adaptation, test_steps=4))
+    result = score(other, train(other, folder, images), folder, images)
+    assert result.score.tasks == config.scoring.tasks + 3
+    assert result.facts["updates"] == 4
+    assert list(result.after) == [0, 2]
+    assert folder.weights("method").read_bytes() == before
+    assert folder.read_configuration()["scoring"]["updates"] == [0, 2]
+    # Before it is finished, updates in use are looked at in validation.
+    folder.weights("method").unlink()
+    more = replace(other, adaptation=replace(other.adaptation, test_steps=5))
+    with pytest.raises(ValueError, match=r"other values for adaptation\.test_steps"):
+        train(more, folder, images)
+    assert method.test_steps != 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tasks": 1}, r"expected --scoring\.tasks of at least 2, found 1"),
+        ({"updates": (1, -1)}, r"expected --scoring\.updates of at least 0, found 1, -1"),
+    ],
+)
+def test_impossible_scorings_are_refused_before_training(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ScoringConfig(**wrong)
+
+
+def test_omniglot_is_split_as_in_the_literature():
+    count, config = 1623, TaskConfig()
+    assert round(config.test_share * count) == 423
+    pictures = np.zeros((count, 1, 1, 1), dtype=np.uint8)
+    images = LabelledImages(pictures, np.arange(count), tuple(map(str, range(count))))
+    split = split_classes(config, images, 1)
+    assert (len(split.test), len(split.train) + len(split.validation)) == (423, 1200)
+
+
+def test_within_groups_presets_train_on_as_many_ways_as_in_use(images):
+    many = preset("prototypical", way=4)
+    within = replace(many, task=replace(many.task, within_groups=True))
+    assert within_classes(within, images).training.way == 4
 
 
 def test_a_checkpoint_from_before_a_setting_of_tasks_is_continued(images, tmp_path):

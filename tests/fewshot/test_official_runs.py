@@ -151,7 +151,13 @@ def damaged(folder, change):
     [
         (lambda f: (f / "run01").rename(f / "run03"), "without a gap .*, found run02, run03"),
         (lambda f: (f / "run02/class_labels.txt").unlink(), "run02.class_labels.txt, found no"),
-        (lambda f: (f / "run02/test/item03.png").unlink(), "item03.png, found no such file"),
+        (lambda f: (f / "run02/test/item03.png").unlink(), "in one alone item03.png"),
+        (
+            lambda f: (f / "run01/class_labels.txt").write_text(
+                "test/item01.png training/class01.png\ntest/item02.png training/class03.png\n"
+            ),
+            "not the same; .* in one alone class02.png, class04.png, class05.png",
+        ),
         (
             lambda f: (f / "run01/training/class02.png").write_bytes(b"nothing"),
             "expected a PNG at .*class02.png, found no picture",

@@ -70,6 +70,9 @@ MODULES = {
     "transformer": lambda: Tied(
         nn.TransformerEncoderLayer(4, 2, 5, 0.0, functional.gelu, batch_first=True)
     ),
+    "transformer in use": lambda: Tied(
+        nn.TransformerEncoderLayer(4, 2, 5, 0.0, functional.gelu, batch_first=True)
+    ).eval(),
     "batch statistics": lambda: pictures(nn.BatchNorm1d(4, track_running_stats=False)),
     "own running statistics": lambda: pictures(nn.BatchNorm1d(4)),
     "running statistics": lambda: pictures(nn.BatchNorm1d(4)).eval(),
@@ -310,6 +313,27 @@ def test_an_adapted_fork_is_a_module_call():
         own = [(x[task], y[task]) for x, y in steps]
         alone = fork(module).unroll(rule, own, loss, order=0).fork
         torch.testing.assert_close(outputs[task], alone(query[0][task]))
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_attention_in_use_side_by_side(order):
+    """Torch has a kernel of its own for evaluation mode, without derivatives and without vmap."""
+    module = made("transformer in use")
+    *steps, query = batches_for(module)
+    several = fork(module, tasks=TASKS).unroll(GradientDescent(0.1), steps, loss, order=order).fork
+    outputs = several(query[0])
+    for task in range(TASKS):
+        own = [(x[task], y[task]) for x, y in steps]
+        alone = fork(module).unroll(GradientDescent(0.1), own, loss, order=order).fork
+        torch.testing.assert_close(outputs[task], alone(query[0][task]))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_cumulative_running_statistics_side_by_side_are_refused():
+    module = pictures(nn.BatchNorm1d(4, momentum=None))
+    with pytest.raises(ValueError, match=r"expected batch normalisation with a momentum, .* '2'"):
+        fork(module, tasks=2)
+    fork(module.eval(), tasks=2)
 
 
 def test_only_the_named_parameters_learn():
