@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str]) -> Asked:
         default="glyphs",
         help="sine, linear, glyphs, omniglot, or a folder of class folders",
     )
-    parser.add_argument("--way", type=int, default=5, help="classes of a task")
+    parser.add_argument("--way", type=int, help="classes of a task (default: 5; not for curves)")
     parser.add_argument(
         "--shot", type=int, help="support items of a class (default: 1; of a curve: 5)"
     )
@@ -81,6 +81,12 @@ def parse(arguments: Sequence[str]) -> Asked:
     parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
     options, overrides = parser.parse_known_args(arguments)
     shot = options.shot if options.shot is not None else 5 if options.task in CURVES else 1
+    if options.task in CURVES and options.way is not None:
+        raise ValueError(
+            f"curves have no classes; expected no --way for {options.task!r}, found {options.way}; "
+            "leave it out"
+        )
+    way = options.way if options.way is not None else 5
     known = names_of_methods(options.task)
     methods = known if options.method == ["all"] else options.method
     for name in methods:
@@ -93,7 +99,7 @@ def parse(arguments: Sequence[str]) -> Asked:
         tyro.cli(
             FewShotConfig,
             args=overrides,
-            default=preset(name, options.task, options.way, shot),
+            default=preset(name, options.task, way, shot),
             prog="python train.py fewshot",
         )
         for name in methods

@@ -171,7 +171,7 @@ def facts(config: FewShotConfig, method: FewShotMethod) -> dict[str, Any]:
         "batch_normalisation": method.statistics,
         "updates": method.test_steps if isinstance(method, Adaptation) else None,
         "seed": config.seed,
-        "steps": config.training.steps,
+        "steps": config.training.steps if any(True for _ in method.parameters()) else 0,
     }
 
 

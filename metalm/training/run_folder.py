@@ -85,10 +85,11 @@ class RunFolder:
         try:
             return dict(json.loads(self.configuration_path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
+            below = sorted(path.parent.name for path in self.folder.glob("*/configuration.json"))
+            advice = f"one of those in it ({', '.join(below)})" if below else "one"
             raise ValueError(
                 f"{self.folder} is not the folder of a run; expected a readable "
-                f"configuration.json, found "
-                f"'{error}'; pass a folder that train.py wrote"
+                f"configuration.json, found '{error}'; pass {advice} that train.py wrote"
             ) from error
 
     def stage(self, name: str) -> Path:

@@ -51,6 +51,11 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_curves_have_no_ways():
+    with pytest.raises(ValueError, match="expected no --way for 'sine', found 3; leave it out"):
+        parse(["--task", "sine", "--method", "maml", "--way", "3"])
+
+
 def test_from_the_command_line_to_the_table(tmp_path, capsys):
     arguments = [
         "--method",
@@ -66,6 +71,10 @@ def test_from_the_command_line_to_the_table(tmp_path, capsys):
     first = capsys.readouterr().out
     found = json.loads((tmp_path / "results.json").read_text())
     assert list(found["methods"]) == ["pixels", "prototypical"]
+    steps = {name: method["steps"] for name, method in found["methods"].items()}
+    assert steps == {"pixels": 0, "prototypical": 2}
+    with pytest.raises(ValueError, match=r"pass one of those in it \(pixels, prototypical\)"):
+        evaluate(RunFolder(tmp_path), nothing)
     assert "| prototypical |" in first
     assert run(arguments, nothing) == 0  # nothing is trained again, and the scores are the same
     assert capsys.readouterr().out == first

@@ -1,6 +1,7 @@
 """The lines of Python that the README shows run as they stand."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,30 @@ def test_with_a_model_of_ones_own(here):
     assert np.isfinite(names["nats"]).all()
     assert names["state"].num_tokens == 45 + 25
     assert set(names["state"].fast) == {"embedding.weight", "output.weight", "output.bias"}
+
+
+def test_the_core_by_itself():
+    """Against a plain loop, differentiated twice."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    support, query = torch.randn(6, 3).double(), torch.randn(5, 3).double()
+
+    def loss(model, batch):
+        return (model(batch) - batch[:, :1].sin()).square().mean()
+
+    exec(
+        lines_with("import fork"),
+        {"network": network, "support": support, "query": query, "loss": loss},
+    )
+    weights = dict(network.named_parameters())
+    for _ in range(5):
+        value = loss(partial(torch.func.functional_call, network, weights), support)
+        gradients = torch.autograd.grad(value, list(weights.values()), create_graph=True)
+        weights = {n: w - 0.1 * g for (n, w), g in zip(weights.items(), gradients, strict=True)}
+    after = loss(partial(torch.func.functional_call, network, weights), query)
+    expected = torch.autograd.grad(after, list(network.parameters()))
+    for parameter, gradient in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_with_a_model_of_transformers(here):
