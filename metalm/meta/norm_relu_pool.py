@@ -211,18 +211,7 @@ def of_known_signature(function: Callable[..., Any]) -> Callable[..., Any]:
 class _NormReluPool(torch.autograd.Function):
     """(x, gamma, beta, mean, variance) -> (y, places, mean, variance, root), y differentiable."""
 
-    @staticmethod
-    @of_known_signature
-    def forward(
-        x: Tensor,
-        gamma: Tensor,
-        beta: Tensor,
-        mean: Tensor | None,
-        variance: Tensor | None,
-        window: int,
-        eps: float,
-    ) -> tuple[Tensor, ...]:
-        return forth(x, gamma, beta, mean, variance, window, eps)
+    forward = staticmethod(of_known_signature(forth))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
