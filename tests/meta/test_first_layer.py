@@ -206,3 +206,22 @@ def test_a_joined_sequence_is_one_like_any_other():
         "Identity",
     ]
     assert fused(made) is made
+
+
+def test_gradients_by_torch_func():
+    """Of the pictures, which its transforms ask for in a way of their own, and of the parameters."""
+    plain = layers(channels=5, track_running_stats=False)
+    quick, pictures = fused(plain), normal(3, 4, 2, 9, 8)
+    numbers = {name: tensor.detach() for name, tensor in plain.named_parameters()}
+
+    def total(module):
+        return lambda values, x: functional_call(module, values, (x,)).square().sum()
+
+    for which in (0, 1):
+        one, two = (torch.func.grad(total(m), which)(numbers, pictures[0]) for m in (quick, plain))
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
+    one, two = (
+        torch.func.vmap(torch.func.grad(total(m), 1), (None, 0))(numbers, pictures)
+        for m in (quick, plain)
+    )
+    torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
