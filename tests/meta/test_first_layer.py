@@ -209,7 +209,7 @@ def test_a_joined_sequence_is_one_like_any_other():
 
 
 def test_gradients_by_torch_func():
-    """Of the pictures, which its transforms ask for in a way of their own, and of the parameters."""
+    """Of the parameters, and of the pictures, which its transforms ask for in their own way."""
     plain = layers(channels=5, track_running_stats=False)
     quick, pictures = fused(plain), normal(3, 4, 2, 9, 8)
     numbers = {name: tensor.detach() for name, tensor in plain.named_parameters()}
