@@ -90,7 +90,7 @@ def tune(
             partial(write_trials, folder, mode, weights),
             ablations=mode in config.evaluation.ablations,
             progress=progress,
-            begun=begun_trials(config, models, corpus, folder, mode),
+            begun=begun_trials(config, weights, corpus, folder, mode),
         )
     forget_begun(folder, mode)
     return trials

@@ -76,14 +76,14 @@ def write_trials(folder: RunFolder, mode: str, weights: Weights, trials: Trials)
 
 
 def begun_trials(
-    config: ExperimentConfig, models: TrainedModels, corpus: Corpus, folder: RunFolder, mode: str
+    config: ExperimentConfig, weights: Weights, corpus: Corpus, folder: RunFolder, mode: str
 ) -> BegunTrials:
     """The trials of a search that was stopped, and those of this one, which are kept after each.
 
     None are there at first if they are of other weights, text or grids.
     """
     path = _begun_path(folder, mode)
-    of = _what_trials_depend_on(config, models, corpus, mode)
+    of = _what_trials_depend_on(config, weights, corpus, mode)
 
     def keep(trials: Trials) -> None:
         first_alone(lambda: _write(path, {"of": of, "trials": _as_json(trials)}))
@@ -109,7 +109,7 @@ def _trials_of(path: Path, of: str) -> Trials:
 
 
 def _what_trials_depend_on(
-    config: ExperimentConfig, models: TrainedModels, corpus: Corpus, mode: str
+    config: ExperimentConfig, weights: Weights, corpus: Corpus, mode: str
 ) -> str:
     """SHA-256 of settings, text and weights."""
     text = tuning_text(corpus.valid, config.tuning, mode)
@@ -117,7 +117,7 @@ def _what_trials_depend_on(
         "tuning": dataclasses.asdict(config.tuning),
         "text": [tokens.tolist() for tokens in text.texts],
         "words": text.num_words,
-        "weights": weights_of(models),
+        "weights": dict(weights),
     }
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
