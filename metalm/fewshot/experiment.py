@@ -33,7 +33,7 @@ from metalm.training.state import pack, unpack
 STAGE = "method"
 VALIDATION_TASKS = 100
 # Settings that a training does not depend on, and those that it looks at in validation alone.
-_OF_SCORING = {"root", "scoring.tasks", "scoring.updates"}
+_OF_SCORING = {"root", "scoring.tasks", "scoring.updates", "adaptation.checkpoints"}
 _OF_USE = {"adaptation.test_steps", "adaptation.test_batch"}
 _LATER = {
     "task": ("channels", "dark_ink", "distorted"),
@@ -209,6 +209,7 @@ def _relevant(config: FewShotConfig) -> dict[str, Any]:
     """
     settings = dataclasses.asdict(config)
     before = dataclasses.asdict(FewShotConfig())
+    del settings["adaptation"]["checkpoints"]  # of memory alone
     for part, names in _LATER.items():
         for name in names:
             if settings[part][name] == before[part][name]:

@@ -125,6 +125,7 @@ def _options(config: FewShotConfig) -> dict[str, Any]:
         "step_weights": adaptation.step_weights,
         "test_steps": adaptation.test_steps,
         "together": adaptation.together or None,
+        "segment": None if adaptation.checkpoints == "none" else adaptation.checkpoints,
     }
 
 

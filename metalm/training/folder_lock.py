@@ -29,6 +29,9 @@ def only_program_in(folder: Path | str) -> Iterator[None]:
     leaves behind holds nobody up; files that it left half-written are removed. Of a program's
     several processes the first holds it for all.
 
+    A folder that was made here and in which nothing was written, as where settings are refused, is
+    removed again.
+
     Raises:
         ValueError: another process holds the folder, and the message says which; or the folder
             cannot be written.
@@ -40,6 +43,7 @@ def only_program_in(folder: Path | str) -> Iterator[None]:
 
 @contextmanager
 def _only_process_in(folder: Path) -> Iterator[None]:
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
@@ -60,7 +64,16 @@ def _only_process_in(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             (folder / HOLDER).unlink(missing_ok=True)
+            _remove_empty(made)
         lock.release()
+
+
+def _remove_empty(made: list[Path]) -> None:
+    """Removes folders that hold nothing, innermost first, the lock of the first aside."""
+    if made and {path.name for path in made[0].iterdir()} <= {LOCK}:
+        (made[0] / LOCK).unlink(missing_ok=True)
+        for folder in made:
+            folder.rmdir()
 
 
 def _self() -> dict[str, str | int]:

@@ -93,6 +93,22 @@ def test_every_method_of_inner_updates_learns_curves(method, tmp_path):
     assert stored["after"]["0"]["mean"] == result.after[0].mean
 
 
+@pytest.mark.parametrize("checkpoints", ["auto", "least"])
+@pytest.mark.parametrize("method", OPTIMIZATION)
+def test_checkpoints_change_no_method(method, checkpoints, tmp_path):
+    """The same training but for rounding; a run goes on with another choice of memory."""
+    config = preset(method, "sine", shot=5)
+    config = replace(config, training=replace(config.training, steps=2, tasks=3))
+    config = replace(config, adaptation=replace(config.adaptation, steps=6, step_weights=()))
+    usual = train(config, RunFolder(tmp_path / "usual"))
+    spare = replace(config, adaptation=replace(config.adaptation, checkpoints=checkpoints))
+    spared = train(spare, RunFolder(tmp_path / "spare"))
+    assert getattr(spared, "segment", checkpoints) == checkpoints
+    for name, value in usual.state_dict().items():
+        torch.testing.assert_close(spared.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    assert train(spare, RunFolder(tmp_path / "usual"))
+
+
 def test_lines_are_scored_beside_the_best_that_is_possible(tmp_path):
     """The oracle's score is what `bayes_error` expects; a method that learnt little is behind."""
     results = {}

@@ -77,6 +77,20 @@ def test_an_error_lets_go(tmp_path):
         pass
 
 
+def test_only_folders_that_were_made_for_nothing_go_again(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for folder in ("mine", "mine/of/a/run"):
+        with contextlib.suppress(KeyError), only_program_in(tmp_path / folder):
+            raise KeyError
+        assert {path.name for path in (tmp_path / "mine").iterdir()} <= {".lock"}
+    with only_program_in(tmp_path / "runs" / "one"):
+        (tmp_path / "runs" / "one" / "configuration.json").touch()
+    with only_program_in(tmp_path / "runs" / "two" / "deep"):
+        (tmp_path / "runs" / "two" / "beside").touch()
+    left = {str(path.relative_to(tmp_path / "runs")) for path in (tmp_path / "runs").rglob("*")}
+    assert left == {"one", "one/.lock", "one/configuration.json", "two", "two/beside"}
+
+
 def test_another_folder_is_free(tmp_path):
     with only_program_in(tmp_path / "a"), only_program_in(tmp_path / "b"):
         pass
