@@ -54,6 +54,7 @@ from metalm.language.reading import Reader
 from metalm.language.run_folder import RunFolder
 from metalm.meta.parameters import Parameters
 from metalm.training.allocator import keep_freed_memory
+from metalm.training.disk import write_at_once
 
 BEGINNINGS = (200, 500, 1000)
 CHOSEN_BY = 500
@@ -218,7 +219,7 @@ def begin(
 
 def write(out: Path, results: Mapping[str, Any]) -> None:
     """results.json, as far as it goes."""
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_at_once(out / "results.json", json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from metalm.language.trial_files import read_trials
 from metalm.language.tuning import best_cache
 from metalm.language.tuning_text import TuningConfig, tuning_articles, tuning_text
 from metalm.training.allocator import keep_freed_memory
+from metalm.training.disk import write_at_once
 
 Losses = list[Floats]
 """Nats of every token of every text."""
@@ -82,7 +83,7 @@ def main() -> None:
             losses = ways(fitted, seen, config)
             found += table(method.name, losses, words)
             if options.out is not None:
-                options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+                write_at_once(options.out, json.dumps(found, indent=1) + "\n")
 
 
 def read(models: TrainedModels, method: Method, texts: Texts, config: TuningConfig) -> Copies:

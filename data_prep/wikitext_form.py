@@ -12,8 +12,8 @@ import re
 
 _STRAIGHT = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "…": "..."})
 
-# What stands apart wherever it is, but for runs of dots.
-_ALWAYS = re.compile(r'(\.{2,}|[,;:!?()\[\]{}"/$£€%°=&*+<>|~–—−])')
+# What stands apart wherever it is; runs of dots, and the sign for an unknown word, stay whole.
+_ALWAYS = re.compile(r'(\.{2,}|<unk>|[,;:!?()\[\]{}"/$£€%°=&*+<>|~–—−])')
 _IN_NUMBERS = re.compile(r"(?<=\d)([,.])(?=\d)")
 _IN_COMPOUNDS = re.compile(r"(?<=\w)-(?=\w)")
 _SHORTENED = re.compile(r"(?<=\w)'(?=\w)")

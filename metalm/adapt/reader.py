@@ -70,8 +70,8 @@ class AdaptiveReader:
             in `token_losses.py`); scores stay what they are. 0 weighs all alike.
 
     Raises:
-        ValueError: no such parameters, parameters in half precision, a rule that was made for
-            other parameters, a segment without tokens, or a negative surprise.
+        ValueError: no module, no such parameters, parameters in half precision, a rule that was
+            made for other parameters, a segment without tokens, or a negative surprise.
     """
 
     def __init__(
@@ -87,6 +87,11 @@ class AdaptiveReader:
         surprise: float = 0.0,
     ) -> None:
         check_surprise(surprise)
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                "the model has no parameters that could learn; expected a torch.nn.Module, found "
+                f"{type(model).__name__}; make a function the forward of a module that holds them"
+            )
         if segment < 1:
             raise ValueError(
                 f"a segment has tokens; expected at least 1, found {segment}; do change it"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -13,10 +15,13 @@ from metalm.adapt.module_loss import Segment
 from metalm.adapt.reader import AdaptiveReader, evaluating
 from metalm.adapt.text_rows import Memory, TextRow, token_ids
 from metalm.adapt.token_losses import token_nats
+from metalm.meta.forward_mode import initial_traces
 from metalm.meta.gradient_statistics import GradientStatistics
+from metalm.meta.meta_gradient import Mode
 from metalm.meta.parameters import Parameters
 from metalm.meta.rules.learned_rates import Granularity, LearnedRates
 from metalm.meta.rules.statistics import mean_over_tensors
+from metalm.meta.segment_length import Segment as Checkpoints
 from metalm.meta.tree import detach
 from metalm.meta.unroll import unroll
 from metalm.meta.update_rule import AbstractUpdateRule
@@ -39,8 +44,10 @@ def count_gradients(
         RMS of each fast parameter, [*shape], in nats per token and unit of weight.
 
     Raises:
-        ValueError: too little text.
+        ValueError: no text, or too little.
     """
+    if not texts:
+        raise ValueError("there is no text; expected at least one to count on, found 0; do give it")
     parts = [token_ids(text, reader.device) for text in texts]
     before = [] if reader.start_token is None else [parts[0].new_tensor([reader.start_token])]
     tokens = torch.cat([*before, *parts])
@@ -102,26 +109,35 @@ def learn_rule(
     unrolled: int = 8,
     learning_rate: float = 0.03,
     clip: float = 1.0,
+    order: int = 1,
+    mode: Mode = "reverse",
+    checkpoints: Checkpoints | None = None,
 ) -> list[float]:
     """Trains the reader's rule by reading, with the model frozen; the rule is changed in place.
 
-    The meta-gradient (first order) of the mean loss of `unrolled` segments reaches the rule through
-    their updates; then the history is cut, and reading goes on. The texts should be others than
-    those that the model was trained on, which it knows too well to need to learn from.
+    The meta-gradient of the mean loss of `unrolled` segments reaches the rule through their
+    updates; then the history is cut, and reading goes on. In forward mode it is never cut. The
+    texts should be others than those that the model was trained on, which it knows too well to need
+    to learn from.
 
     Args:
         reader: with a rule that has parameters, such as `krause_rule` gives.
-        texts: read again and again, in their order, each with fresh memories.
+        texts: token ids, integers [tokens] each; read again and again, in their order, each with
+            fresh memories.
         steps: of Adam.
         unrolled: segments a step.
         learning_rate: of Adam.
         clip: highest norm of the meta-gradient.
+        order: of the meta-gradient, see `metalm.meta.unroll.unroll`.
+        mode: "reverse", or "forward" for rules of rates and decays: the horizon is the whole text.
+        checkpoints: at order 2 or in reverse mode, the `segment` of `unroll`, for less memory.
 
     Returns:
         The mean loss of each step, in nats per token.
 
     Raises:
-        ValueError: a rule with nothing to learn, no text, or texts without a token to score.
+        ValueError: a rule with nothing to learn, or that does not fit the order and mode;
+            impossible numbers; no text, or none so long that an update precedes a loss.
     """
     rule = reader.rule
     if rule is None or not list(rule.parameters()):
@@ -129,67 +145,97 @@ def learn_rule(
             "there is nothing to learn in this rule; expected one with parameters, found "
             f"{type(rule).__name__}; begin with krause_rule"
         )
+    least = 1 if mode == "forward" else 2
+    if steps < 1 or unrolled < least:
+        raise ValueError(
+            "a rule is learnt from losses that follow updates; expected at least 1 step of "
+            f"{least} segments, found {steps} of {unrolled}; ask for more"
+        )
+    windows = _windows(reader, [token_ids(text, reader.device) for text in texts], unrolled)
     required = [parameter.requires_grad for parameter in rule.parameters()]
     rule.requires_grad_(True)
-    optimizer = torch.optim.Adam(rule.parameters(), lr=learning_rate)
-    windows = _windows(reader, [token_ids(text, reader.device) for text in texts], unrolled)
+    learning = _Learning(
+        reader,
+        rule,
+        torch.optim.Adam(rule.parameters(), lr=learning_rate),
+        clip,
+        {"order": order, "mode": mode, "segment": checkpoints},
+    )
     try:
         with evaluating(reader.model), torch.enable_grad():
-            return [
-                _learn(reader, rule, optimizer, *next(windows), clip=clip) for _ in range(steps)
-            ]
+            return [learning.step(*next(windows)) for _ in range(steps)]
     finally:
+        learning.optimizer.zero_grad(set_to_none=True)
         for parameter, value in zip(rule.parameters(), required, strict=True):
             parameter.requires_grad_(value)
-        optimizer.zero_grad(set_to_none=True)
 
 
 def _windows(
     reader: AdaptiveReader, texts: Sequence[Tensor], unrolled: int
 ) -> Iterator[tuple[TextRow, list[Segment]]]:
     """The next segments of the texts, again and again; each text in a row with its memory."""
-    if not any(TextRow(text, reader.start()).left for text in texts):
+    longest = max((TextRow(text, reader.start()).left for text in texts), default=0)
+    if longest <= reader.segment:
         raise ValueError(
-            "there is no token to score in the texts; expected at least two tokens, or one and a "
-            f"start token, found {len(texts)} texts; give longer ones"
+            "no loss follows an update in these texts; expected one of more than a segment, "
+            f"{reader.segment} tokens to score, found {len(texts)} texts of at most {longest}; "
+            "give longer ones, or a reader of shorter segments"
         )
+    return _endless(reader, texts, unrolled)
+
+
+def _endless(
+    reader: AdaptiveReader, texts: Sequence[Tensor], unrolled: int
+) -> Iterator[tuple[TextRow, list[Segment]]]:
     for text in itertools.cycle(texts):
         row = TextRow(text, reader.start())
         while row.left > 0:
             yield row, [row.take(reader.segment) for _ in range(unrolled) if row.left > 0]
 
 
-def _learn(
-    reader: AdaptiveReader,
-    rule: AbstractUpdateRule,
-    optimizer: torch.optim.Optimizer,
-    row: TextRow,
-    batches: list[Segment],
-    *,
-    clip: float,
-) -> float:
-    """One step of the optimiser; the row goes on from where its updates ended."""
-    tokens = sum(len(batch.targets) for batch in batches)
-    after = unroll(
-        reader.loss,
-        rule,
-        reader.slow,
-        reader.rest,
-        batches,
-        row.memory.model_state,
-        fast=row.memory.fast,
-        rule_state=row.memory.rule_state,
-        truncate=True,
-        weights=[reader.segment / tokens] * len(batches),
-        apart=reader.surprise > 0.0,
-    ).cut()
-    if len(batches) > 1:  # otherwise no update precedes a loss
-        optimizer.zero_grad(set_to_none=True)
-        after.meta_loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(rule.parameters(), clip)
-        if bool(norm.isfinite()):
-            optimizer.step()
-    row.memory = Memory(after.fast, after.rule_state, after.state)
-    if not all(bool(weight.sum().isfinite()) for weight in row.memory.fast.values()):
-        row.fall_back(reader.start())
-    return after.meta_loss.item()
+@dataclass
+class _Learning:
+    """Steps of the optimiser along the texts."""
+
+    reader: AdaptiveReader
+    rule: AbstractUpdateRule
+    optimizer: torch.optim.Optimizer
+    clip: float
+    way: dict[str, Any]
+    """Order, mode and checkpoints of the meta-gradient."""
+    row: TextRow | None = None
+    traces: Parameters | None = None
+    """What forward mode carries along the row."""
+
+    def step(self, row: TextRow, batches: list[Segment]) -> float:
+        """One step of the optimiser; the row goes on from where its updates ended."""
+        reader, forward = self.reader, self.way["mode"] == "forward"
+        if forward and row is not self.row:
+            self.row, self.traces = row, initial_traces(self.rule, row.memory.fast)
+        tokens = sum(len(batch.targets) for batch in batches)
+        after = unroll(
+            reader.loss,
+            self.rule,
+            reader.slow,
+            reader.rest,
+            batches,
+            row.memory.model_state,
+            fast=row.memory.fast,
+            rule_state=row.memory.rule_state,
+            truncate=True,
+            weights=[reader.segment / tokens] * len(batches),
+            apart=reader.surprise > 0.0,
+            traces=self.traces,
+            **self.way,
+        ).cut()
+        if forward or len(batches) > 1:  # otherwise no update precedes a loss
+            self.optimizer.zero_grad(set_to_none=True)
+            after.meta_loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), self.clip)
+            if bool(norm.isfinite()):
+                self.optimizer.step()
+        row.memory, self.traces = Memory(after.fast, after.rule_state, after.state), after.traces
+        if not all(bool(weight.sum().isfinite()) for weight in row.memory.fast.values()):
+            row.fall_back(reader.start())
+            self.row = None  # and fresh traces
+        return after.meta_loss.item()

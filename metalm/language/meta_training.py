@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from metalm.language.article_batches import SegmentBatch, select_first, select_rows, set_rows
 from metalm.language.article_passes import ArticlePasses
@@ -178,25 +179,25 @@ class MetaTraining:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * self.schedule(index)
-        norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), config.clip)
-        if not bool(norm.isfinite()):  # a row blew up on the way: it falls back, nobody learns
-            return {"skipped": 1.0}
+        norms = {"rule_gradient_norm": clip_grad_norm_(self.rule.parameters(), config.clip)}
+        if self.model_optimizer is not None:
+            assert isinstance(config, JointTrainingConfig)
+            model_norm = clip_grad_norm_(self.model.parameters(), config.model_clip)
+            norms["model_gradient_norm"] = model_norm
+        if not all(bool(norm.isfinite()) for norm in norms.values()):
+            return {"skipped": 1.0}  # a row blew up on the way: it falls back, nobody learns
         self.optimizer.step()
-        values = {"rule_gradient_norm": float(norm), "skipped": 0.0}
+        values = {"skipped": 0.0} | {name: float(norm) for name, norm in norms.items()}
         if self.model_optimizer is None or self.model_schedule is None:
             return values
-        assert isinstance(config, JointTrainingConfig)
         for group in self.model_optimizer.param_groups:
             group["lr"] = self.model_schedule(index)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.model_clip)
-        if not bool(norm.isfinite()):
-            return values | {"skipped": 1.0}
         before = {name: weight.detach().clone() for name, weight in self.slow.items()}
         self.model_optimizer.step()
         with torch.no_grad():  # what a row has learnt is its displacement: it moves along with W_0
             for name, weight in self.slow.items():
                 self.fast[name] += weight - before[name]
-        return values | {"model_gradient_norm": float(norm)}
+        return values
 
     def _lost(self, batches: Sequence[SegmentBatch], scores: Sequence[SegmentScore]) -> Tensor:
         """Which rows had a segment far worse than a uniform guess, bool [rows]."""

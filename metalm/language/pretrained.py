@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -152,7 +154,7 @@ class Pretrained:
         """Saves the model to a repository of the hub, made if it is not there.
 
         Args:
-            repo_id: ``owner/name``.
+            repo_id: ``owner/name``; a name alone is a repository of one's own.
             dtype: see `save_pretrained`.
             private: whether a new repository is; None leaves it to the owner's settings.
             token: by default the one that the hub's login keeps.
@@ -167,23 +169,27 @@ class Pretrained:
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
+        with _uploading(repo_id):
+            whole_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as temporary:
-            self.save_pretrained(temporary, dtype, name=repo_id)
-            try:
-                repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            self.save_pretrained(temporary, dtype, name=whole_id)
+            with _uploading(whole_id):
                 return str(
                     api.upload_folder(
-                        repo_id=repo_id, folder_path=temporary, commit_message=message
+                        repo_id=whole_id, folder_path=temporary, commit_message=message
                     )
                 )
-            except (OSError, ValueError) as error:
-                raise ValueError(
-                    f"{repo_id!r} cannot be uploaded; expected a repository of yours and a login "
-                    f"that may write, found '{error}'; log in with `hf auth login`, or pass a token"
-                ) from error
 
     def reading_settings(self, mode: ReadingMode = "reset") -> ReadingSettings:
-        """What validation chose for a reading mode."""
+        """What validation chose for a reading mode.
+
+        Raises:
+            ValueError: another mode than "reset" and "carry".
+        """
+        if mode not in ("reset", "carry"):
+            raise ValueError(
+                f"unknown reading mode; expected 'reset' or 'carry', found {mode!r}; choose one"
+            )
         return self.config.reset if mode == "reset" else self.config.carry
 
     def encode(self, text: str) -> NDArray[np.int32]:
@@ -196,6 +202,10 @@ class Pretrained:
         Args:
             mode: "reset" for texts each for itself, "carry" for a stream of them, whose state is
                 handed on from text to text.
+
+        Raises:
+            ValueError: another mode, or settings that flush without what tells where articles
+                begin.
         """
         reading = self.reading_settings(mode)
         rule = copy.deepcopy(self.rule)
@@ -282,6 +292,17 @@ def _local_folder(source: str | Path) -> Path | None:
         f"there is no model {str(source)!r}; expected a folder, 'shipped', or owner/name on the "
         "hub, found no such folder; check the path"
     )
+
+
+@contextmanager
+def _uploading(repo_id: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{repo_id!r} cannot be uploaded; expected a repository of yours and a login that may "
+            f"write, found '{error}'; log in with `hf auth login`, or pass a token"
+        ) from error
 
 
 def _download(

@@ -63,8 +63,15 @@ def write(
             }
             text = json.dumps(content, indent=2, default=dict) + "\n"
             (new / CONFIG).write_text(text, encoding="utf-8")
+            for name in FILES:
+                _bring_to_disk(new / name)
             for name in (*CHECKED, CARD, CONFIG):
                 os.replace(new / name, folder / name)
+
+
+def _bring_to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def read(folder: Path) -> tuple[PretrainedConfig, dict[str, Tensor], Vocabulary]:

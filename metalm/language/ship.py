@@ -14,7 +14,6 @@ import dataclasses
 import importlib.metadata
 import json
 import shlex
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -172,7 +171,7 @@ def ship(pretrained: Pretrained, folder: Path, dtype: torch.dtype, limit: int) -
     """Saves a model if it is small enough, in place of what was there; returns its bytes.
 
     Raises:
-        ValueError: it is larger than the limit (nothing is written), or cannot be written.
+        ValueError: it is larger than the limit, or cannot be written; what was there is left.
     """
     name = "shipped" if folder.resolve() == SHIPPED else folder.name
     with tempfile.TemporaryDirectory() as temporary:
@@ -185,15 +184,7 @@ def ship(pretrained: Pretrained, folder: Path, dtype: torch.dtype, limit: int) -
                 f"{size:,}; train a smaller one, or raise --limit"
             )
         Pretrained.from_pretrained(saved)  # what is given away can be read
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted(saved.iterdir(), key=lambda path: path.name == "config.json"):
-                shutil.copyfile(path, folder / path.name)
-        except OSError as error:
-            raise ValueError(
-                f"the model cannot be written to {folder}; expected a folder to write into, found "
-                f"'{error}'; choose another one"
-            ) from error
+    pretrained.save_pretrained(folder, dtype, name=name)
     return size
 
 

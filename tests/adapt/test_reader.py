@@ -303,6 +303,8 @@ def test_other_wrong_arguments(recurrent, plain_lstm, texts):
         ValueError, match=r"made for other parameters; expected .*found output.bias"
     ):
         AdaptiveReader(recurrent, rule, ["*"])
+    with pytest.raises(ValueError, match=r"expected a torch.nn.Module, found function; make a"):
+        AdaptiveReader(lambda tokens, state: (recurrent(tokens, state), None))
     with pytest.raises(ValueError, match=r"a segment has tokens; expected at least 1, found 0"):
         AdaptiveReader(recurrent, segment=0)
     with pytest.raises(ValueError, match=r"no parameter matches 'decoder.\*'"):

@@ -1,7 +1,9 @@
 """Gradient statistics and learned rules for a model of one's own."""
 
+import contextlib
 import copy
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -127,8 +129,81 @@ def test_nothing_to_learn(reader, recurrent):
     with pytest.raises(ValueError, match="expected one with parameters, found GradientDescent"):
         learn_rule(reader.with_rule(GradientDescent(0.1)), [[1, 2, 3]], steps=1)
     rule = krause_rule({"output.bias": torch.ones(11, dtype=torch.float64)})
-    with pytest.raises(ValueError, match="there is no token to score in the texts"):
-        learn_rule(AdaptiveReader(recurrent, rule), [[1], [2]], steps=1)
+    short = AdaptiveReader(recurrent, rule, segment=3)
+    for texts, found in [([], "0 texts of at most 0"), ([[1], [2, 3, 4, 5]], "2 .* at most 3")]:
+        with pytest.raises(ValueError, match=f"no loss follows an update .* 3 tokens .*{found}"):
+            learn_rule(short, texts, steps=1)
+    learn_rule(short, [[1, 2, 3, 4, 5]], steps=1)
+    for wrong in ({"steps": 0}, {"steps": 1, "unrolled": 1}):
+        with pytest.raises(ValueError, match="expected at least 1 step of 2 segments, found"):
+            learn_rule(short, [[1, 2, 3, 4, 5]], **wrong)
+    with pytest.raises(ValueError, match=r"there is no text; .* found 0"):
+        count_gradients(short, [])
+
+
+TEXT = [1, 7, 3, 9, 5, 2, 2, 8, 4, 1, 6, 6]
+
+
+def learning_reader(model, rate=0.1):
+    rms = {name: torch.rand_like(weight) + 0.1 for name, weight in model.named_parameters()}
+    rule = LearnedRates.from_krause(rms, rate, 0.03, 0.2).requires_grad_(True)
+    return AdaptiveReader(model, rule, segment=3, start_token=2)
+
+
+def of_the_whole_text(reader, last, order=1):
+    """Meta-gradients of the mean loss of the last segments, in one unroll from W_0."""
+    inputs, targets = torch.tensor([2, *TEXT[:-1]]), torch.tensor(TEXT)
+    batches = [Segment(inputs[i : i + 3], targets[i : i + 3]) for i in range(0, 12, 3)]
+    weights = [0.0] * (4 - last) + [1.0 / last] * last
+    after = unroll(
+        reader.loss,
+        reader.rule,
+        reader.slow,
+        reader.rest,
+        batches,
+        None,
+        weights=weights,
+        order=order,
+    )
+    return list(torch.autograd.grad(after.meta_loss, list(reader.rule.parameters())))
+
+
+@contextlib.contextmanager
+def steps_that_stand_still(rule):
+    """What each step of Adam would be taken along."""
+    found = []
+
+    def step(_):
+        found.append([parameter.grad.clone() for parameter in rule.parameters()])
+
+    with mock.patch.object(torch.optim.Adam, "step", step):
+        yield found
+
+
+@pytest.mark.parametrize(("unrolled", "steps"), [(4, 1), (2, 2), (1, 4)])
+def test_forward_mode_learns_from_the_whole_text(recurrent, unrolled, steps):
+    reader = learning_reader(recurrent)
+    expected = of_the_whole_text(reader, unrolled)
+    assert any(float(values.abs().max()) > 1e-4 for values in expected)
+    with steps_that_stand_still(reader.rule) as found:
+        learn_rule(reader, [TEXT], steps=steps, unrolled=unrolled, clip=1e9, mode="forward")
+    assert len(found) == steps
+    torch.testing.assert_close(found[-1], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("checkpoints", [None, 2, "least"])
+def test_second_order_and_checkpoints_are_those_of_the_core(recurrent, checkpoints):
+    reader = learning_reader(recurrent, rate=0.3)
+    expected = of_the_whole_text(reader, 4, order=2)
+    with steps_that_stand_still(reader.rule) as found:
+        learn_rule(reader, [TEXT], steps=1, unrolled=4, clip=1e9, order=2, checkpoints=checkpoints)
+        learn_rule(reader, [TEXT], steps=1, unrolled=4, clip=1e9)
+    torch.testing.assert_close(found[0], expected, rtol=1e-9, atol=1e-12)
+    second, first = (torch.cat([each.flatten() for each in every]) for every in found)
+    assert not torch.allclose(first, second, rtol=1e-3)
+    momentum = reader.with_rule(learned_rule("momentum", reader.rule))
+    with pytest.raises(ValueError, match="no forward mode of this rule"):
+        learn_rule(momentum, [TEXT], steps=1, mode="forward")
 
 
 @pytest.mark.parametrize("kind", ["rates", "gated", "momentum", "lstm"])

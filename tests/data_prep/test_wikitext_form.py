@@ -24,6 +24,7 @@ PAIRS = [
     ("He moved to the U.S.", "He moved to the U.S ."),
     ("Wait... what?!", "Wait ... what ? !"),
     ("and/or $5, 79% at 20°", "and / or $ 5 , 79 % at 20 °"),
+    ("the <unk>, a <br>", "the <unk> , a < br >"),
     ("He said: no; yes!", "He said : no ; yes !"),
     ("(It was so.)", "( It was so . )"),
     ("Größe über Île-de-France.", "Größe über Île @-@ de @-@ France ."),

@@ -331,6 +331,22 @@ def test_nobody_learns_from_a_gradient_that_is_not_finite(meta_training):
         assert torch.equal(parameter, old)
 
 
+@pytest.mark.parametrize("of_the_model", [False, True])
+def test_nobody_learns_where_one_of_two_gradients_is_not_finite(meta_training, of_the_model):
+    training = meta_training(True, "all")
+    training.step(0)
+    learned = [*training.rule.parameters(), *training.model.parameters()]
+    before = [parameter.detach().clone() for parameter in learned]
+    broken = learned[-1] if of_the_model else learned[0]
+    hook = broken.register_hook(lambda gradient: gradient * torch.nan)
+    assert training.step(1)["skipped"] == 1
+    for parameter, old in zip(learned, before, strict=True):
+        assert torch.equal(parameter, old)
+    hook.remove()
+    assert training.step(2)["skipped"] == 0
+    assert not torch.equal(learned[0], before[0])
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_a_row_with_huge_but_finite_weights_falls_back_at_once(meta_training, joint):
     """Its article goes on after that step; in the next one everybody learns again."""

@@ -387,7 +387,7 @@ def test_up_to_the_hub_and_down_again(model, tmp_path):
     }
     for name, tensor in numbers(model).items():
         assert torch.equal(numbers(loaded)[name], tensor)
-    assert 'from_pretrained("reader")' in (tmp_path / "hub" / "README.md").read_text()
+    assert 'from_pretrained("somebody/reader")' in (tmp_path / "hub" / "README.md").read_text()
 
 
 def test_the_hub_refuses(model):
@@ -452,6 +452,17 @@ def test_a_disk_that_fills_up_leaves_the_model_that_was_there(model, tmp_path, m
             with pytest.raises(ValueError, match="expected room on the disk"):
                 model.save_pretrained(tmp_path, torch.bfloat16)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with monkeypatch.context() as patch:  # while the model is given away: its copy was written
+        saves = iter([pretrained_files.save_file, full])
+        patch.setattr(pretrained_files, "save_file", lambda *a, **k: next(saves)(*a, **k))
+        with pytest.raises(ValueError, match="expected room on the disk"):
+            ship.ship(model, tmp_path, torch.bfloat16, 0)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_unknown_mode(model):
+    with pytest.raises(ValueError, match="expected 'reset' or 'carry', found 'carri'; choose one"):
+        model.reader("carri")
 
 
 def test_a_run_that_is_not_tuned(trained_run, capsys):
