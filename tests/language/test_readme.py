@@ -73,6 +73,12 @@ def test_with_the_shipped_model(trained_run, here, monkeypatch):
     assert len(names["nats"]) == words[1]
     assert names["state"].num_tokens == sum(words)
     assert (here / "folder/config.json").read_bytes() == (here / "tiny/config.json").read_bytes()
+    exec(lines_with("LongTermMemory"), names | {"corpus": corpus}, kept := {})
+    assert kept["memory"].num_articles == 1
+    assert kept["memory"].moved() > 0
+    first, second = (kept["later"], names["reader"])
+    text = tiny.encode(names["text"])
+    assert (first.read(text).nats != second.read(text).nats).any()
 
 
 def test_with_a_model_of_ones_own(here):
