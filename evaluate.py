@@ -35,7 +35,7 @@ from metalm.language.own_texts import evaluate_texts, reader_of_pretrained, read
 from metalm.language.presets import EvaluationConfig
 from metalm.language.run_folder import RunFolder
 from metalm.training.allocator import keep_freed_memory
-from metalm.training.devices import refuse_missing_device
+from metalm.training.devices import use_device
 from metalm.training.disk import writing
 from metalm.training.folder_lock import only_program_in
 from metalm.training.precision import refuse_emulated_bfloat16
@@ -149,11 +149,11 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
     from data_prep.corpora import prepare_as
 
     if options.device is not None:
-        refuse_missing_device(options.device)
+        use_device(options.device)
     opened = open_run(options.run, lambda data: first_alone(lambda: prepare_as(data)))
     config, own = opened.config, opened.corpus
     config = dataclasses.replace(config, device=options.device or config.device)
-    refuse_missing_device(config.device)
+    use_device(config.device)
     config = dataclasses.replace(config, evaluation=evaluation_of(options, config.evaluation))
     if config.evaluation.bfloat16 and not options.tune:
         refuse_emulated_bfloat16(config.device)

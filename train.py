@@ -36,7 +36,7 @@ from metalm.language.presets import PRESETS, ExperimentConfig, preset_named
 from metalm.language.run_folder import RunFolder
 from metalm.language.stages import STAGES, refuse_unknown
 from metalm.training.allocator import keep_freed_memory
-from metalm.training.devices import refuse_missing_device
+from metalm.training.devices import use_device
 from metalm.training.disk import writing
 from metalm.training.folder_lock import only_program_in
 from metalm.training.precision import refuse_emulated_bfloat16
@@ -132,7 +132,7 @@ def open_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Corpus]:
 
 def run(config: ExperimentConfig, options: argparse.Namespace, command: str) -> None:
     """Prepares the data, trains, evaluates and reports."""
-    refuse_missing_device(config.device)
+    use_device(config.device)
     if config.evaluation.bfloat16 and not options.no_evaluation:
         refuse_emulated_bfloat16(config.device)
     keep_freed_memory()

@@ -1,7 +1,7 @@
 """What a first-order meta-training step costs beside the inner passes that it cannot do without.
 
     python benchmarks/meta_step.py [--preset small] [--rows 16] [--unroll 4] [--adapt "*"]
-        [--rounds 7]
+        [--rounds 7] [--bfloat16]
 
 Three measurements take turns in one process: (a) forward and backward of `unroll` segments with
 weights of their own in every row, and nothing else; (b) the whole first-order meta-training step:
@@ -16,6 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -29,6 +30,7 @@ from metalm.meta.parameters import choose, split
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.unroll import TwoLosses, unroll
 from metalm.training.allocator import keep_freed_memory
+from metalm.training.precision import reduced_products
 
 
 def main() -> None:
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16")
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
@@ -61,7 +64,12 @@ def main() -> None:
         )
         for _ in range(options.unroll)
     ]
-    loss = SegmentLoss(model, options.segment)
+    scored = SegmentLoss(model, options.segment)
+
+    def loss(*arguments: Any) -> Any:
+        with reduced_products(torch.device(options.device), options.bfloat16):
+            return scored(*arguments)
+
     fast = {
         name: weight.detach().expand(options.rows, *weight.shape).clone()
         for name, weight in slow.items()

@@ -1,26 +1,32 @@
 """Tokens per second of reading with fast weights: many articles at once against one by one.
 
     python benchmarks/reading_speed.py [--presets awd-lstm awd-qrnn] [--rows 16] [--adapt "*"]
-        [--rounds 3] [--device cpu]
+        [--rounds 3] [--device cpu] [--bfloat16] [--articles FOLDER]
 
-The same articles, the same rule, the same scores (the largest difference is printed); all ways, and
-the models of several presets, take turns. Also: the static model. Weights and text are random.
+The same articles, the same rule (dynamic evaluation, RMS), the same scores (the largest difference
+is printed); all ways, and the models of several presets, take turns. Also: the static model.
+Weights and tokens are random. Articles are equally long, or (--articles) as long as the test
+articles of a prepared corpus; then the longest one is read alone in the end, and the most that "at
+once" can gain is what the ceiling says: all segments, over those of the longest article.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metalm.language.articles import open_corpus
 from metalm.language.model import LanguageModel
 from metalm.language.presets import preset_named
 from metalm.language.reading import Reader, Readings
 from metalm.meta.parameters import choose
-from metalm.meta.rules.gradient_descent import GradientDescent
+from metalm.meta.rules.rms_decay import RmsDecay
 from metalm.training.allocator import keep_freed_memory
 
 AT_ONCE, ONE_BY_ONE = "fast weights, at once", "fast weights, one by one"
@@ -37,12 +43,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16")
+    parser.add_argument("--articles", type=Path, help="prepared corpus with test articles")
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     print(options)
+    lengths = lengths_of(options)
+    segments = [math.ceil(length / options.segment) for length in lengths]
+    print(f"{len(lengths)} articles; ceiling: {sum(segments) / max(segments):.2f} times")
     ways = {name: ways_of(name, options) for name in options.presets}
-    texts = {name: texts_of(name, options) for name in options.presets}
+    texts = {name: texts_of(name, lengths) for name in options.presets}
     speeds: dict[tuple[str, str], list[float]] = {}
     found: dict[tuple[str, str], Readings] = {}
     for number in range(options.rounds + 1):
@@ -72,8 +83,11 @@ def ways_of(preset: str, options: argparse.Namespace) -> dict[str, tuple[Reader,
     model = LanguageModel(preset_named(preset).model).to(options.device)
     model.eval().requires_grad_(False)
     names = choose(model, options.adapt)
-    learning = Reader(model, GradientDescent(0.1, 1e-3), names, options.segment)
-    static = Reader(model, segment=options.segment)
+    rms = {name: torch.full_like(model.get_parameter(name), 1e-3) for name in names}
+    learning = Reader(
+        model, RmsDecay(rms, 1e-5, 1e-3, 1e-3), names, options.segment, bfloat16=options.bfloat16
+    )
+    static = Reader(model, segment=options.segment, bfloat16=options.bfloat16)
     return {
         AT_ONCE: (learning, options.rows),
         ONE_BY_ONE: (learning, 1),
@@ -82,12 +96,19 @@ def ways_of(preset: str, options: argparse.Namespace) -> dict[str, tuple[Reader,
     }
 
 
-def texts_of(preset: str, options: argparse.Namespace) -> list[NDArray[np.int32]]:
-    """As many articles of random tokens as are read at once."""
+def lengths_of(options: argparse.Namespace) -> list[int]:
+    """Tokens of each article, as many articles as are read at once."""
+    if options.articles is None:
+        return [options.tokens] * options.rows
+    articles = open_corpus(options.articles).test
+    return [len(article.tokens) for article in articles][: options.rows]
+
+
+def texts_of(preset: str, lengths: list[int]) -> list[NDArray[np.int32]]:
+    """Articles of random tokens."""
     generator = np.random.default_rng(0)
     vocabulary = preset_named(preset).model.vocabulary_size
-    shape = (options.rows, options.tokens)
-    return list(generator.integers(0, vocabulary, shape, dtype=np.int32))
+    return [generator.integers(0, vocabulary, length, dtype=np.int32) for length in lengths]
 
 
 def ratios(speeds: list[float], others: list[float]) -> str:

@@ -1,7 +1,11 @@
 """A segment of the recurrence with weights per row, forth and back: loops against compiled walks.
 
     python benchmarks/recurrence.py [--device cuda] [--rows 60] [--hidden 1150] [--segment 20]
-        [--rounds 20] [--profile]
+        [--rounds 20] [--profile] [--shared]
+
+Input weights and biases are each row's own; so are the recurrent weights, or (--shared) the rows
+share them, as they do where all but the recurrent weights adapt, which is the default of every way
+to learn.
 
 Ways that take turns: loops that fill their results in place, the pure functions of
 `compiled_walks.py` as they stand, and the same compiled; on a GPU also its own kernels
@@ -40,11 +44,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--shared", action="store_true", help="one recurrent weight for all rows")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(options)
     device = torch.device(options.device)
-    run = segment(options.rows, options.hidden, options.segment, device)
+    run = segment(options.rows, options.hidden, options.segment, device, options.shared)
     on_gpu = device.type == "cuda"
     ways = {name: (way, run) for name, way in (ON_GPU if on_gpu else WAYS).items()}
     if on_gpu:
@@ -77,7 +82,7 @@ def main() -> None:
 
 
 def segment(
-    rows: int, hidden: int, length: int, device: torch.device
+    rows: int, hidden: int, length: int, device: torch.device, shared: bool
 ) -> Callable[[], list[Tensor]]:
     """A function that reads one segment and takes all of its gradients."""
     generator = torch.Generator().manual_seed(0)
@@ -87,7 +92,8 @@ def segment(
         return values.to(device).requires_grad_()
 
     state = [leaf(rows, hidden), leaf(rows, hidden)]
-    weights = [leaf(rows, 4 * hidden, hidden), leaf(rows, 4 * hidden, hidden)]
+    own = leaf(rows, 4 * hidden, hidden)
+    weights = [own, leaf(4 * hidden, hidden) if shared else leaf(rows, 4 * hidden, hidden)]
     leaves = [leaf(length, rows, hidden), *state, *weights, leaf(rows, 4 * hidden)]
 
     def run() -> list[Tensor]:

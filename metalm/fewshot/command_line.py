@@ -24,7 +24,7 @@ from metalm.fewshot.shown_tasks import draw_tasks
 from metalm.fewshot.sources import CURVES, draw_pictures
 from metalm.fewshot.stored_images import open_images
 from metalm.training.configuration import from_json
-from metalm.training.devices import refuse_missing_device
+from metalm.training.devices import use_device
 from metalm.training.disk import write_at_once, writing
 from metalm.training.folder_lock import only_program_in
 from metalm.training.run_folder import RunFolder
@@ -156,7 +156,7 @@ def run(arguments: Sequence[str], prepare: Callable[..., Path]) -> int:
     if asked.dry_run:
         return 0
     first = asked.configs[0]
-    refuse_missing_device(first.device)
+    use_device(first.device)
     _use_threads(first.threads)
     images = pictures_of(first, prepare)
     results: dict[str, Result] = {}
@@ -213,7 +213,7 @@ def evaluate(
         return errors(score_runs(read_runs(official_runs), hausdorff_scores))
     config = from_json(FewShotConfig, folder.read_configuration())
     config = dataclasses.replace(config, device=device or config.device)
-    refuse_missing_device(config.device)
+    use_device(config.device)
     _use_threads(threads or config.threads)
     images = pictures_of(config, prepare)
     with only_program_in(folder.folder), writing(folder.folder):

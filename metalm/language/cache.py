@@ -110,12 +110,13 @@ class CacheMemory:
         rows, columns = (seen & (tokens == targets.unsqueeze(1))).nonzero(as_tuple=True)
         matching = products[rows, columns]
         weights = torch.empty_like(products)
+        first = _first_places(tokens) if confidence else None
         found, surest, entropies = [], [], []
         for theta in thetas.to(products):
             total = torch.mul(products, theta, out=weights).exp_().sum(-1)
             found.append(_sum_in_rows(theta * matching, rows, time) - total.log())
-            if confidence:
-                by_token = _by_token(weights, tokens) / total.unsqueeze(-1)
+            if first is not None:
+                by_token = _by_token(weights, first) / total.unsqueeze(-1)
                 surest.append(by_token.amax(-1).log())
                 entropies.append(torch.special.entr(by_token).sum(-1))
         empty = ~seen.any(-1)
@@ -154,17 +155,21 @@ class CacheMemory:
         self._keys, self._tokens, self._kept = keys, tokens, range(len(kept))
 
 
-def _by_token(weights: Tensor, tokens: Tensor) -> Tensor:
+def _first_places(tokens: Tensor) -> Tensor:
+    """Where the token of each place stands for the first time, [past]."""
+    distinct, numbers = tokens.unique(return_inverse=True)
+    places = torch.arange(len(tokens), device=tokens.device)
+    first = places.new_full((len(distinct),), len(tokens))
+    return first.scatter_reduce(0, numbers, places, "amin")[numbers]
+
+
+def _by_token(weights: Tensor, first: Tensor) -> Tensor:
     """Weights [time, past] added up by the token of each; a token's sum is where it first stands.
 
     Zeros elsewhere: which numbers a row has, and in which order, does not depend on later tokens,
     not even in the last bit of their sum.
     """
-    distinct, numbers = tokens.unique(return_inverse=True)
-    places = torch.arange(len(tokens), device=tokens.device)
-    first = places.new_full((len(distinct),), len(tokens))
-    first = first.scatter_reduce(0, numbers, places, "amin")
-    return torch.zeros_like(weights).scatter_add_(1, first[numbers].expand_as(weights), weights)
+    return torch.zeros_like(weights).scatter_add_(1, first.expand_as(weights), weights)
 
 
 def _sum_in_rows(logarithms: Tensor, rows: Tensor, count: int) -> Tensor:

@@ -31,7 +31,7 @@ from metalm.language.scoring import score_split
 from metalm.language.trained import load_trained
 from metalm.language.trial_files import read_trials, weights_of
 from metalm.language.vocabulary import Vocabulary
-from metalm.training.devices import refuse_missing_device
+from metalm.training.devices import use_device
 from metalm.training.precision import refuse_emulated_bfloat16
 
 MODE: ReadingMode = "reset"
@@ -86,7 +86,7 @@ def reader_of_run(
         config = dataclasses.replace(
             config, evaluation=dataclasses.replace(config.evaluation, bfloat16=bfloat16)
         )
-    refuse_missing_device(config.device)
+    use_device(config.device)
     if config.evaluation.bfloat16:
         refuse_emulated_bfloat16(config.device)
     counted = [s for s in config.tuning.segments if folder.has(f"statistics-{s}")]
@@ -146,7 +146,7 @@ def reader_of_pretrained(
             on it.
     """
     device = device or "cpu"
-    refuse_missing_device(device)
+    use_device(device)
     if bfloat16:
         refuse_emulated_bfloat16(device)
     saved = Pretrained.from_pretrained(source, device=device)

@@ -16,6 +16,8 @@ from metalm.training.memory import peak_memory, reset_peak_memory
 
 COST_TOKENS = 600
 """Tokens that are read to measure, of all texts together."""
+_SEGMENTS = 3
+"""Segments of each text at least, where it is so long; the first begins with W_0."""
 _ROUNDS = 3
 
 
@@ -40,7 +42,8 @@ def reading_costs(
         articles: the first `rows` of them are read (the first alone in the mode `carry`).
         mode: "reset" reads `rows` articles at once, "carry" one text.
         rows: see there.
-        tokens: read in all, several times (the median counts).
+        tokens: read in all, several times (the median counts); more where many rows are to have
+            some segments each.
         bfloat16: whether matrix products are in bfloat16 (`Reader`).
 
     Returns:
@@ -48,7 +51,8 @@ def reading_costs(
         process).
     """
     count = min(rows, len(articles)) if mode == "reset" else 1
-    length = max(1, tokens // count)
+    longest = max((method.segment for method in methods if method.learning != "none"), default=1)
+    length = max(_SEGMENTS * longest, tokens // count)
     texts = [articles[number].tokens[:length] for number in range(count)]
     known: dict[object, Mapping[str, float]] = {}
     found = {}

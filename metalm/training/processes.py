@@ -78,8 +78,10 @@ def together() -> Iterator[None]:
     message too.
 
     Raises:
-        ValueError: the environment says that there are others, not where.
+        ValueError: the environment says that there are others, not where; or the launcher was
+            asked for what the configuration says.
     """
+    _refuse_launchers_settings()
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
@@ -92,6 +94,21 @@ def together() -> Iterator[None]:
                 who = "error" if is_first() else f"error in process {rank()}"
                 print(f"{who}: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from error
+
+
+def _refuse_launchers_settings() -> None:
+    """What `accelerate launch` was asked for and would be left undone without a word."""
+    asked = {
+        "ACCELERATE_MIXED_PRECISION": ("no", "", "--base.bfloat16, --rule.bfloat16 and the like"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "", "--accumulation"),
+    }
+    for name, (*usual, instead) in asked.items():
+        found = os.environ.get(name, "")
+        if found not in usual:
+            raise ValueError(
+                f"the launcher's settings are not those of a run; expected {name} to be unset or "
+                f"{usual[0]}, found {found!r}; leave it out and use {instead}"
+            )
 
 
 def refuse_several(what: str) -> None:

@@ -42,7 +42,8 @@ def test_what_is_measured(models, articles, monkeypatch):
         assert bfloat16
         assert grid in (None, CacheGrid(thetas=(0.5,), window=6))
         asked.append((copy.settings.get("rate"), grid is not None, sure))
-        assert [len(text) for text in texts] == [min(3, len(a.tokens)) for a in list(articles)[:2]]
+        # Three segments of four, which is more than its share of the tokens.
+        assert [len(text) for text in texts] == [min(12, len(a.tokens)) for a in list(articles)[:2]]
         return {"tokens_per_second": SPEEDS[asked[-1]], "peak_memory_bytes": float(len(asked))}
 
     monkeypatch.setattr(reading_cost, "_measure", measure)

@@ -147,6 +147,24 @@ def test_an_environment_that_does_not_say_where_the_others_are(monkeypatch):
         pytest.fail("it has nobody to join")
 
 
+def test_what_a_launcher_was_asked_for_is_not_left_undone(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    with processes.together():
+        pass
+    for name, value, instead in [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "--base.bfloat16"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "--accumulation"),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with (
+                pytest.raises(ValueError, match=rf"{name} to be .* '{value}'; .* use {instead}"),
+                processes.together(),
+            ):
+                pytest.fail("joined")
+
+
 def test_what_runs_in_one_process_only(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="reading runs in one process; expected one, found 3; sta"):
