@@ -2,8 +2,8 @@
 
     python train.py                              # the embedded default: the documentation inside
                                                  # Python, five minutes
-    python train.py --data wikitext-2            # WikiText-2 from the hub, preset small: two hours
-                                                 # of training on two cores, then the evaluation
+    python train.py --data wikitext-2            # WikiText-2 from the hub, preset small: less than
+                                                 # three hours of training, then the evaluation
     python train.py --data FOLDER                # wiki.*.tokens files, or your own .txt or .md
                                                  # articles; or one .jsonl file of articles
     python train.py --preset small --dry-run     # print the resolved configuration
