@@ -28,12 +28,12 @@ import torch
 
 from data_prep.own_text import read_texts
 from data_prep.wikitext_form import in_wikitext_form, is_in_wikitext_form
-from metalm.language.articles import open_corpus
-from metalm.language.experiment import MODES, SPLITS, evaluate, tune_run
-from metalm.language.opened_run import open_run
 from metalm.language.own_texts import evaluate_texts, reader_of_pretrained, reader_of_run
-from metalm.language.presets import EvaluationConfig
-from metalm.language.run_folder import RunFolder
+from metalm.language.run.experiment import MODES, SPLITS, evaluate, tune_run
+from metalm.language.run.opened_run import open_run
+from metalm.language.run.presets import EvaluationConfig
+from metalm.language.run.run_folder import RunFolder
+from metalm.language.text.articles import open_corpus
 from metalm.training.allocator import keep_freed_memory
 from metalm.training.devices import use_device
 from metalm.training.disk import writing

@@ -30,11 +30,11 @@ import tyro
 from data_prep.corpora import prepare_as
 from data_prep.picture_corpora import prepare_pictures
 from metalm.fewshot import command_line
-from metalm.language.articles import Corpus, open_corpus
-from metalm.language.experiment import evaluate, train
-from metalm.language.presets import PRESETS, ExperimentConfig, preset_named
-from metalm.language.run_folder import RunFolder
-from metalm.language.stages import STAGES, refuse_unknown
+from metalm.language.run.experiment import evaluate, train
+from metalm.language.run.presets import PRESETS, ExperimentConfig, preset_named
+from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.stages import STAGES, refuse_unknown
+from metalm.language.text.articles import Corpus, open_corpus
 from metalm.training.allocator import keep_freed_memory
 from metalm.training.devices import use_device
 from metalm.training.disk import writing

@@ -17,10 +17,10 @@ import math
 from pathlib import Path
 
 from data_prep.corpora import prepare_as
-from metalm.language.opened_run import open_run
-from metalm.language.stream_loss import stream_loss
-from metalm.language.streams import TokenStreams
-from metalm.language.trained import load_model
+from metalm.language.run.opened_run import open_run
+from metalm.language.run.trained import load_model
+from metalm.language.text.streams import TokenStreams
+from metalm.language.training.stream_loss import stream_loss
 
 
 def main() -> None:

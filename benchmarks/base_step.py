@@ -22,9 +22,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from metalm.language.articles import SCHEMA, ArticleSet
-from metalm.language.base_training import BaseTraining, BaseTrainingConfig
-from metalm.language.model import LanguageModel, ModelConfig, locked_dropout
+from metalm.language.network.model import LanguageModel, ModelConfig, locked_dropout
+from metalm.language.text.articles import SCHEMA, ArticleSet
+from metalm.language.training.base_training import BaseTraining, BaseTrainingConfig
 from metalm.training.allocator import keep_freed_memory
 from metalm.training.precision import reduced_products
 

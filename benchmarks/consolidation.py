@@ -37,21 +37,21 @@ from data_prep.corpora import prepare_as
 from metalm.adapt.reading_state import checksum
 from metalm.analysis.appearance import SETTINGS, save_figure
 from metalm.analysis.consolidation_report import consolidation_table, draw_consolidation
-from metalm.language.articles import Article, Corpus
-from metalm.language.consolidation import ConsolidationConfig, LongTermMemory
-from metalm.language.consolidation_effect import Effect, Found, Succession
-from metalm.language.consolidation_tuning import (
+from metalm.language.memory.consolidation import ConsolidationConfig, LongTermMemory
+from metalm.language.memory.consolidation_effect import Effect, Found, Succession
+from metalm.language.memory.consolidation_tuning import (
     ChoiceText,
     ConsolidationTrial,
     choose_consolidation,
     try_settings,
 )
-from metalm.language.fisher import kept_fisher, spread
-from metalm.language.methods import NAMES
-from metalm.language.opened_run import OpenedRun, open_run
 from metalm.language.own_texts import reader_of_run
-from metalm.language.reading import Reader
-from metalm.language.run_folder import RunFolder
+from metalm.language.reading.methods import NAMES
+from metalm.language.reading.reader import Reader
+from metalm.language.run.opened_run import OpenedRun, open_run
+from metalm.language.run.run_folder import RunFolder
+from metalm.language.text.articles import Article, Corpus
+from metalm.language.training.fisher import kept_fisher, spread
 from metalm.meta.parameters import Parameters
 from metalm.training.allocator import keep_freed_memory
 from metalm.training.disk import write_at_once

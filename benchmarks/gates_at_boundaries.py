@@ -26,10 +26,16 @@ from metalm.analysis.appearance import COLOURS, SETTINGS, new_figure, save_figur
 from metalm.analysis.bootstrap import ratio_intervals
 from metalm.analysis.scores import FloatArray
 from metalm.analysis.tables import interval_text
-from metalm.language.methods import Method
-from metalm.language.opened_run import open_run
-from metalm.language.reading import Reader
-from metalm.language.reading_curves import FLUSH, UPDATE, CurveRecorder, Curves, along_articles
+from metalm.language.reading.methods import Method
+from metalm.language.reading.reader import Reader
+from metalm.language.reading.reading_curves import (
+    FLUSH,
+    UPDATE,
+    CurveRecorder,
+    Curves,
+    along_articles,
+)
+from metalm.language.run.opened_run import open_run
 from metalm.training.allocator import keep_freed_memory
 
 SHOWN = 8

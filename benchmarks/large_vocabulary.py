@@ -28,18 +28,18 @@ import torch
 
 from data_prep.prepared import write
 from data_prep.text_source import TextArticle, TextSource
-from metalm.language.articles import SPLITS, Corpus, open_corpus
-from metalm.language.base_training import BaseTraining, BaseTrainingConfig
-from metalm.language.meta_training import MetaTraining
-from metalm.language.meta_training_config import (
+from metalm.language.network.model import LanguageModel, ModelConfig
+from metalm.language.reading.reader import Reader
+from metalm.language.run.presets import wikitext_103
+from metalm.language.text.articles import SPLITS, Corpus, open_corpus
+from metalm.language.training.base_training import BaseTraining, BaseTrainingConfig
+from metalm.language.training.meta_training import MetaTraining
+from metalm.language.training.meta_training_config import (
     JointTrainingConfig,
     RuleTrainingConfig,
     starting_rule,
 )
-from metalm.language.model import LanguageModel, ModelConfig
-from metalm.language.presets import wikitext_103
-from metalm.language.reading import Reader
-from metalm.language.statistics import gradient_rms, token_counts
+from metalm.language.training.statistics import gradient_rms, token_counts
 from metalm.meta.parameters import choose, split
 from metalm.training.allocator import keep_freed_memory
 from metalm.training.memory import peak_memory, reset_peak_memory

@@ -24,18 +24,18 @@ from torch import Tensor
 from data_prep.corpora import prepare_as
 from metalm.analysis.bootstrap import ratio_intervals
 from metalm.analysis.tables import interval_text
-from metalm.language.beginnings import beginnings, num_words
-from metalm.language.comparison import compared_methods
-from metalm.language.copies import nats_of_copies
-from metalm.language.copy_readings import Request, Texts, read_copies
-from metalm.language.methods import NAMES, Method, TrainedModels
-from metalm.language.mixing import STEP, Floats, mixture
-from metalm.language.mixture_network import fit_mixture_network, learned_mixture_nats
-from metalm.language.opened_run import open_run
-from metalm.language.reading import CacheGrid, Readings
-from metalm.language.trial_files import read_trials
-from metalm.language.tuning import best_cache
-from metalm.language.tuning_text import TuningConfig, tuning_articles, tuning_text
+from metalm.language.reading.beginnings import beginnings, num_words
+from metalm.language.reading.copies import nats_of_copies
+from metalm.language.reading.copy_readings import Request, Texts, read_copies
+from metalm.language.reading.methods import NAMES, Method, TrainedModels
+from metalm.language.reading.mixing import STEP, Floats, mixture
+from metalm.language.reading.mixture_network import fit_mixture_network, learned_mixture_nats
+from metalm.language.reading.reader import CacheGrid, Readings
+from metalm.language.run.opened_run import open_run
+from metalm.language.run.trial_files import read_trials
+from metalm.language.tuning.comparison import compared_methods
+from metalm.language.tuning.tune import best_cache
+from metalm.language.tuning.tuning_text import TuningConfig, tuning_articles, tuning_text
 from metalm.training.allocator import keep_freed_memory
 from metalm.training.disk import write_at_once
 

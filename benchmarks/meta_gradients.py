@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from metalm.language.article_batches import SegmentBatch
-from metalm.language.model import LanguageModel, ModelConfig
-from metalm.language.segment_loss import SegmentLoss
+from metalm.language.network.model import LanguageModel, ModelConfig
+from metalm.language.network.segment_loss import SegmentLoss
+from metalm.language.text.article_batches import SegmentBatch
 from metalm.meta.forward_mode import initial_traces
 from metalm.meta.parameters import choose, split
 from metalm.meta.rules.learned_rates import LearnedRates

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from metalm.language.article_batches import SegmentBatch
-from metalm.language.model import LanguageModel
-from metalm.language.presets import preset_named
-from metalm.language.segment_loss import SegmentLoss
+from metalm.language.network.model import LanguageModel
+from metalm.language.network.segment_loss import SegmentLoss
+from metalm.language.run.presets import preset_named
+from metalm.language.text.article_batches import SegmentBatch
 from metalm.meta.fork import forward_copy
 from metalm.meta.meta_gradient import inner_gradient
 from metalm.meta.parameters import choose, split

@@ -19,8 +19,8 @@ from typing import get_args
 
 from data_prep.prepared import write
 from data_prep.synthetic import SyntheticText, synthetic_source
-from metalm.language.articles import open_corpus
-from metalm.language.vocabulary import Kind
+from metalm.language.text.articles import open_corpus
+from metalm.language.text.vocabulary import Kind
 from metalm.training.memory import peak_memory, reset_peak_memory
 
 # "NAME verb NAME ." and the end of line, each one token where the vocabulary has all names.

@@ -23,12 +23,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from metalm.language.articles import SCHEMA, ArticleSet
-from metalm.language.base_training import BaseTraining
-from metalm.language.meta_training import MetaTraining
-from metalm.language.meta_training_config import starting_rule
-from metalm.language.model import LanguageModel
-from metalm.language.presets import ExperimentConfig, preset_named
+from metalm.language.network.model import LanguageModel
+from metalm.language.run.presets import ExperimentConfig, preset_named
+from metalm.language.text.articles import SCHEMA, ArticleSet
+from metalm.language.training.base_training import BaseTraining
+from metalm.language.training.meta_training import MetaTraining
+from metalm.language.training.meta_training_config import starting_rule
 from metalm.meta.parameters import choose, split
 from metalm.training import processes
 from metalm.training.allocator import keep_freed_memory

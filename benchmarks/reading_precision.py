@@ -24,15 +24,15 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.corpora import prepare_as
-from metalm.language.cache import CacheConfig
-from metalm.language.comparison import TUNED
-from metalm.language.copies import nats_of_copies
-from metalm.language.copy_readings import Request, read_copies
-from metalm.language.methods import NAMES, Method, TrainedModels
-from metalm.language.opened_run import OpenedRun, open_run
-from metalm.language.reading import CacheGrid, Readings
-from metalm.language.trial_files import read_trials
-from metalm.language.trials import choose_settings
+from metalm.language.reading.cache import CacheConfig
+from metalm.language.reading.copies import nats_of_copies
+from metalm.language.reading.copy_readings import Request, read_copies
+from metalm.language.reading.methods import NAMES, Method, TrainedModels
+from metalm.language.reading.reader import CacheGrid, Readings
+from metalm.language.run.opened_run import OpenedRun, open_run
+from metalm.language.run.trial_files import read_trials
+from metalm.language.tuning.comparison import TUNED
+from metalm.language.tuning.trials import choose_settings
 from metalm.training.allocator import keep_freed_memory
 
 LEARNING = ("none", "rms", "rms-flush", "joint", "joint-flush")

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metalm.language.articles import open_corpus
-from metalm.language.model import LanguageModel
-from metalm.language.presets import preset_named
-from metalm.language.reading import Reader, Readings
+from metalm.language.network.model import LanguageModel
+from metalm.language.reading.reader import Reader, Readings
+from metalm.language.run.presets import preset_named
+from metalm.language.text.articles import open_corpus
 from metalm.meta.parameters import choose
 from metalm.meta.rules.rms_decay import RmsDecay
 from metalm.training.allocator import keep_freed_memory

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalm.language import compiled_walks, row_walks
-from metalm.language.row_recurrence import RowLSTM
+from metalm.language.network import compiled_walks, row_walks
+from metalm.language.network.row_recurrence import RowLSTM
 from metalm.training.compiling import OftenCalled
 
 PIECES = ("read_piece", "back_piece", "change_piece")

@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from data_prep.corpora import prepare_as
 from metalm.analysis.bootstrap import ratio_intervals
 from metalm.analysis.tables import interval_text
-from metalm.language.articles import ArticleSet
-from metalm.language.methods import Learning, Method, ModelName, TrainedModels
-from metalm.language.opened_run import open_run
-from metalm.language.reading import Reader
-from metalm.language.trials import Trial, choose_settings, trial_from_json, trial_to_json
-from metalm.language.tuning import tune
-from metalm.language.tuning_text import TuningConfig, tuning_articles, tuning_text
+from metalm.language.reading.methods import Learning, Method, ModelName, TrainedModels
+from metalm.language.reading.reader import Reader
+from metalm.language.run.opened_run import open_run
+from metalm.language.text.articles import ArticleSet
+from metalm.language.tuning.trials import Trial, choose_settings, trial_from_json, trial_to_json
+from metalm.language.tuning.tune import tune
+from metalm.language.tuning.tuning_text import TuningConfig, tuning_articles, tuning_text
 from metalm.training.allocator import keep_freed_memory
 
 Store = dict[str, Any]

@@ -33,24 +33,24 @@ from data_prep.corpora import prepare_as
 from metalm.adapt.reading_state import checksum
 from metalm.analysis.bootstrap import ratio_intervals
 from metalm.analysis.tables import interval_text
-from metalm.language.choice_scores import (
+from metalm.language.network.model import LanguageModel
+from metalm.language.run.opened_run import OpenedRun, open_run
+from metalm.language.run.trained import load_model
+from metalm.language.run.trial_files import read_trials
+from metalm.language.tuning.choice_scores import (
     ChoiceScore,
     choice_score,
     compared_text,
     starting_settings,
     static_score,
 )
-from metalm.language.fast_choices import (
+from metalm.language.tuning.fast_choices import (
     WHOLE,
     FastChoice,
     FastModel,
     fast_rms,
     low_rank_choices,
 )
-from metalm.language.model import LanguageModel
-from metalm.language.opened_run import OpenedRun, open_run
-from metalm.language.trained import load_model
-from metalm.language.trial_files import read_trials
 from metalm.training.allocator import keep_freed_memory
 
 DEFAULT = next(choice.name for choice in WHOLE if choice.patterns == FastChoice(name="").patterns)

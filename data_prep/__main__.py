@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 from data_prep.corpora import NAMED, prepare
-from metalm.language.articles import open_corpus
-from metalm.language.vocabulary import Kind
+from metalm.language.text.articles import open_corpus
+from metalm.language.text.vocabulary import Kind
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

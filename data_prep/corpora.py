@@ -11,9 +11,9 @@ from data_prep import own_text, python_docs, synthetic, wikitext
 from data_prep.once import prepared_once
 from data_prep.prepared import identity, tokenizer_identity, write
 from data_prep.text_source import TextSource
-from metalm.language.articles import MANIFEST, read_manifest
-from metalm.language.data_config import DataConfig
-from metalm.language.vocabulary import Kind, Vocabulary
+from metalm.language.text.articles import MANIFEST, read_manifest
+from metalm.language.text.data_config import DataConfig
+from metalm.language.text.vocabulary import Kind, Vocabulary
 
 NAMED: Mapping[str, Callable[[], TextSource]] = {
     "python-docs": python_docs.python_docs_source,
@@ -74,8 +74,9 @@ def prepare(
         vocabulary: of a trained model that is to read the corpus; None learns one from the text.
 
     Returns:
-        The prepared folder, for `metalm.language.articles.open_corpus`. A folder that holds another
-        finished corpus of the same name is left alone: the new one gets a checksum in its name.
+        The prepared folder, for `metalm.language.text.articles.open_corpus`. A folder that holds
+        another finished corpus of the same name is left alone: the new one gets a checksum in its
+        name.
 
     Raises:
         ValueError: unknown source or tokenizer, wrong text, or a root that cannot be written.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_prep.random_split import split_indices
 from data_prep.text_source import TextArticle, TextSource
-from metalm.language.articles import SPLITS
+from metalm.language.text.articles import SPLITS
 from metalm.training.disk import file_checksum
 
 SUFFIXES = (".txt", ".md")

@@ -1,4 +1,4 @@
-"""Write the on-disk form of a corpus; metalm/language/articles.py reads it.
+"""Write the on-disk form of a corpus; metalm/language/text/articles.py reads it.
 
 Articles are streamed: counted once, then tokenised and written in batches, so memory does not grow
 with the corpus. The manifest is written last and atomically: its presence means success.
@@ -24,7 +24,7 @@ from datasets import (
 from tqdm import tqdm
 
 from data_prep.text_source import TextArticle, TextSource, count
-from metalm.language.articles import (
+from metalm.language.text.articles import (
     FORMAT,
     MANIFEST,
     SCHEMA,
@@ -33,7 +33,7 @@ from metalm.language.articles import (
     Article,
     check_tokens,
 )
-from metalm.language.vocabulary import Kind, Vocabulary, closed_words, learn_bpe
+from metalm.language.text.vocabulary import Kind, Vocabulary, closed_words, learn_bpe
 from metalm.training.disk import file_checksum, write_at_once, writing
 
 # Characters held at once while tokenising: about 100 articles of WikiText.

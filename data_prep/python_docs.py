@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from data_prep.random_split import split_indices
 from data_prep.text_source import TextArticle, TextSource
-from metalm.language.articles import SPLITS
-from metalm.language.vocabulary import split_words
+from metalm.language.text.articles import SPLITS
+from metalm.language.text.vocabulary import split_words
 
 # With fewer words there is little to remember; on Python 3.11.7 this leaves 220 articles.
 MINIMUM_WORDS = 400

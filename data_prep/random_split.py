@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from metalm.language.articles import SPLITS
+from metalm.language.text.articles import SPLITS
 
 VALID_SHARE = 0.1
 TEST_SHARE = 0.1

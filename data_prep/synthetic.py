@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.text_source import TextArticle, TextSource
-from metalm.language.articles import SPLITS
-from metalm.language.vocabulary import END_OF_LINE_TEXT, split_words
+from metalm.language.text.articles import SPLITS
+from metalm.language.text.vocabulary import END_OF_LINE_TEXT, split_words
 
 CONSONANTS = "bdfgklmnprstvz"
 VOWELS = "aeiou"

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from metalm.language.articles import SPLITS
-from metalm.language.vocabulary import split_words
+from metalm.language.text.articles import SPLITS
+from metalm.language.text.vocabulary import split_words
 
 
 class TextArticle(NamedTuple):

@@ -16,7 +16,7 @@ from pathlib import Path
 from datasets import load_dataset
 
 from data_prep.text_source import Counts, TextArticle, TextSource, accept
-from metalm.language.articles import SPLITS
+from metalm.language.text.articles import SPLITS
 from metalm.training.disk import file_checksum
 
 HUB = "Salesforce/wikitext"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from metalm.language.vocabulary import learn_bpe
+from metalm.language.text.vocabulary import learn_bpe
 from metalm.training import precision
 
 ROOT = Path(__file__).resolve().parents[1]

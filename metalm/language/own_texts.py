@@ -16,21 +16,21 @@ import pyarrow as pa
 from metalm.analysis.report import write_page
 from metalm.analysis.scores import Scores
 from metalm.analysis.tables import Cost, print_tables
-from metalm.language.articles import SCHEMA, ArticleSet
-from metalm.language.comparison import compared_methods
-from metalm.language.method_readings import described
-from metalm.language.methods import NAMES, Method, TrainedModels
-from metalm.language.mixtures import Mixtures, kept_mixtures
-from metalm.language.opened_run import read_experiment
-from metalm.language.presets import ExperimentConfig
 from metalm.language.pretrained import Pretrained, ReadingMode
-from metalm.language.reading_progress import ReadingProgress
-from metalm.language.reading_store import ReadingStore
-from metalm.language.run_folder import RunFolder
-from metalm.language.scoring import score_split
-from metalm.language.trained import load_trained
-from metalm.language.trial_files import read_trials, weights_of
-from metalm.language.vocabulary import Vocabulary
+from metalm.language.reading.method_readings import described
+from metalm.language.reading.methods import NAMES, Method, TrainedModels
+from metalm.language.reading.reading_progress import ReadingProgress
+from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.run.mixtures import Mixtures, kept_mixtures
+from metalm.language.run.opened_run import read_experiment
+from metalm.language.run.presets import ExperimentConfig
+from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.scoring import score_split
+from metalm.language.run.trained import load_trained
+from metalm.language.run.trial_files import read_trials, weights_of
+from metalm.language.text.articles import SCHEMA, ArticleSet
+from metalm.language.text.vocabulary import Vocabulary
+from metalm.language.tuning.comparison import compared_methods
 from metalm.training.devices import use_device
 from metalm.training.precision import refuse_emulated_bfloat16
 

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from metalm.adapt import AdaptiveReader
 from metalm.language import compact, pretrained_files
-from metalm.language.article_starts import ArticleStarts
-from metalm.language.flushing import Flushing
-from metalm.language.methods import (
+from metalm.language.model_card import model_card
+from metalm.language.network.model import LanguageModel
+from metalm.language.pretrained_config import PretrainedConfig, ReadingSettings
+from metalm.language.reading.flushing import Flushing
+from metalm.language.reading.methods import (
     NAMES,
     SURPRISE,
     Learning,
@@ -28,11 +30,9 @@ from metalm.language.methods import (
     TrainedModels,
     set_scales,
 )
-from metalm.language.model import LanguageModel
-from metalm.language.model_card import model_card
-from metalm.language.pretrained_config import PretrainedConfig, ReadingSettings
-from metalm.language.trained import empty_rule
-from metalm.language.vocabulary import END_OF_LINE, Vocabulary
+from metalm.language.run.trained import empty_rule
+from metalm.language.text.article_starts import ArticleStarts
+from metalm.language.text.vocabulary import END_OF_LINE, Vocabulary
 from metalm.meta.parameters import choose
 from metalm.meta.rules.kinds import LearnedRule
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from metalm.language.cache import CacheConfig
-from metalm.language.meta_training_config import RuleTrainingConfig
-from metalm.language.model import ModelConfig
+from metalm.language.network.model import ModelConfig
+from metalm.language.reading.cache import CacheConfig
+from metalm.language.training.meta_training_config import RuleTrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

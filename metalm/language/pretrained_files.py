@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metalm.language.pretrained_config import PretrainedConfig
-from metalm.language.vocabulary import DESCRIPTION_FILE, TOKENIZER_FILE, Vocabulary
+from metalm.language.text.vocabulary import DESCRIPTION_FILE, TOKENIZER_FILE, Vocabulary
 from metalm.training.configuration import from_json
 from metalm.training.disk import file_checksum, writing
 

@@ -23,15 +23,15 @@ from typing import Any
 import torch
 
 from metalm.adapt.reading_state import checksum
-from metalm.language.opened_run import read_experiment
-from metalm.language.presets import PRESETS, ExperimentConfig
 from metalm.language.pretrained import SHIPPED, Pretrained
 from metalm.language.pretrained_config import Origin, PretrainedConfig, ReadingSettings
-from metalm.language.run_folder import RunFolder
-from metalm.language.trained import article_starts, load_model, load_rule
-from metalm.language.trial_files import Weights, read_trials
-from metalm.language.trials import choose_settings
-from metalm.language.vocabulary import Vocabulary
+from metalm.language.run.opened_run import read_experiment
+from metalm.language.run.presets import PRESETS, ExperimentConfig
+from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.trained import article_starts, load_model, load_rule
+from metalm.language.run.trial_files import Weights, read_trials
+from metalm.language.text.vocabulary import Vocabulary
+from metalm.language.tuning.trials import choose_settings
 from metalm.meta.parameters import choose
 
 LIMIT = 12_000_000

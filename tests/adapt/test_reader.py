@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from metalm.adapt import AdaptiveReader
-from metalm.language.flushing import Flushing
-from metalm.language.model import LanguageModel, ModelConfig
-from metalm.language.reading import Reader
+from metalm.language.network.model import LanguageModel, ModelConfig
+from metalm.language.reading.flushing import Flushing
+from metalm.language.reading.reader import Reader
 from metalm.meta.low_rank import LowRank
 from metalm.meta.rules import GradientDescent, LearnedRates
 from metalm.meta.rules.adam import Adam

@@ -9,7 +9,7 @@ from data_prep.__main__ import main
 from data_prep.corpora import NAMED, prepare
 from data_prep.prepared import write
 from data_prep.synthetic import SyntheticText, best_losses, synthetic_source
-from metalm.language.articles import open_corpus
+from metalm.language.text.articles import open_corpus
 
 TINY = SyntheticText(
     num_names=7, cast_size=2, num_lines=3, num_articles={"train": 5, "valid": 2, "test": 4}

@@ -6,7 +6,7 @@ import pytest
 from data_prep import prepared
 from data_prep.prepared import write
 from data_prep.text_source import TextArticle, TextSource, count
-from metalm.language.articles import open_corpus
+from metalm.language.text.articles import open_corpus
 from metalm.training.disk import file_checksum
 
 TEXTS = {

@@ -13,7 +13,7 @@ from data_prep.synthetic import (
     invent_names,
     synthetic_source,
 )
-from metalm.language.vocabulary import split_words
+from metalm.language.text.vocabulary import split_words
 
 SMALL = SyntheticText(
     num_names=5,

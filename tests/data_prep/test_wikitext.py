@@ -13,7 +13,7 @@ from data_prep.wikitext import (
     hub_source,
     split_articles,
 )
-from metalm.language.vocabulary import split_words
+from metalm.language.text.vocabulary import split_words
 
 OFFICIAL_FILES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "wikitext-2"
 

@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from metalm.language.articles import SCHEMA, ArticleSet
-from metalm.language.awd_training import AwdTraining, AwdTrainingConfig
-from metalm.language.base_training import BaseTraining, BaseTrainingConfig
-from metalm.language.copy_readings import Request, read_copies
-from metalm.language.meta_training import MetaTraining
-from metalm.language.meta_training_config import JointTrainingConfig, RuleTrainingConfig
-from metalm.language.methods import Method, TrainedModels
-from metalm.language.model import LanguageModel, ModelConfig
-from metalm.language.reading import CacheGrid
-from metalm.language.reading_store import ReadingStore
+from metalm.language.network.model import LanguageModel, ModelConfig
+from metalm.language.reading.copy_readings import Request, read_copies
+from metalm.language.reading.methods import Method, TrainedModels
+from metalm.language.reading.reader import CacheGrid
+from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.text.articles import SCHEMA, ArticleSet
+from metalm.language.training.awd_training import AwdTraining, AwdTrainingConfig
+from metalm.language.training.base_training import BaseTraining, BaseTrainingConfig
+from metalm.language.training.meta_training import MetaTraining
+from metalm.language.training.meta_training_config import JointTrainingConfig, RuleTrainingConfig
 from metalm.meta.parameters import choose
 from metalm.meta.rules.gated import Gated
 from metalm.meta.rules.learned_rates import LearnedRates

@@ -9,16 +9,16 @@ import torch
 
 from data_prep.prepared import write
 from data_prep.synthetic import SyntheticText, synthetic_source
-from metalm.language import stages
-from metalm.language.articles import SCHEMA, ArticleSet, open_corpus
-from metalm.language.base_training import BaseTrainingConfig
-from metalm.language.experiment import train
-from metalm.language.meta_training_config import JointTrainingConfig, RuleTrainingConfig
-from metalm.language.methods import TrainedModels
-from metalm.language.model import LanguageModel, ModelConfig
-from metalm.language.presets import DataConfig, EvaluationConfig, ExperimentConfig
-from metalm.language.run_folder import RunFolder
-from metalm.language.tuning_text import TuningConfig
+from metalm.language.network.model import LanguageModel, ModelConfig
+from metalm.language.reading.methods import TrainedModels
+from metalm.language.run import stages
+from metalm.language.run.experiment import train
+from metalm.language.run.presets import DataConfig, EvaluationConfig, ExperimentConfig
+from metalm.language.run.run_folder import RunFolder
+from metalm.language.text.articles import SCHEMA, ArticleSet, open_corpus
+from metalm.language.training.base_training import BaseTrainingConfig
+from metalm.language.training.meta_training_config import JointTrainingConfig, RuleTrainingConfig
+from metalm.language.tuning.tuning_text import TuningConfig
 from metalm.meta.rules.gradient_descent import GradientDescent
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.rules.rms_decay import RmsDecay

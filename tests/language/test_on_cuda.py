@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from metalm.language.awd_training import AwdTraining, AwdTrainingConfig
-from metalm.language.base_training import BaseTraining, BaseTrainingConfig
-from metalm.language.meta_training import MetaTraining
-from metalm.language.meta_training_config import (
+from metalm.language.reading.reader import CacheGrid, Reader
+from metalm.language.training.awd_training import AwdTraining, AwdTrainingConfig
+from metalm.language.training.base_training import BaseTraining, BaseTrainingConfig
+from metalm.language.training.meta_training import MetaTraining
+from metalm.language.training.meta_training_config import (
     JointTrainingConfig,
     RuleTrainingConfig,
     starting_rule,
 )
-from metalm.language.reading import CacheGrid, Reader
 from metalm.meta.parameters import choose
 from metalm.training.state import pack
 

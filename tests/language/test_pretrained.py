@@ -17,17 +17,17 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 
 from metalm.language import compact, pretrained, pretrained_files, ship
-from metalm.language.article_starts import train_article_starts
-from metalm.language.cache import CacheConfig
-from metalm.language.flushing import Flushing
 from metalm.language.pretrained import Pretrained
 from metalm.language.pretrained_config import ReadingSettings
-from metalm.language.reading import Reader
-from metalm.language.reading_store import ReadingStore
-from metalm.language.run_folder import RunFolder
-from metalm.language.scoring import score_split
-from metalm.language.trials import Trial, trial_to_json
-from metalm.language.vocabulary import closed_words
+from metalm.language.reading.cache import CacheConfig
+from metalm.language.reading.flushing import Flushing
+from metalm.language.reading.reader import Reader
+from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.scoring import score_split
+from metalm.language.text.article_starts import train_article_starts
+from metalm.language.text.vocabulary import closed_words
+from metalm.language.tuning.trials import Trial, trial_to_json
 from metalm.meta.rules import LearnedRates
 from metalm.meta.rules.kinds import learned_rule
 

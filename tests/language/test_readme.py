@@ -13,8 +13,8 @@ from metalm.adapt import AdaptiveReader
 from metalm.language import pretrained
 from metalm.language.pretrained import Pretrained
 from metalm.language.pretrained_config import PretrainedConfig
-from metalm.language.trained import load_model, load_rule
-from metalm.language.vocabulary import Vocabulary
+from metalm.language.run.trained import load_model, load_rule
+from metalm.language.text.vocabulary import Vocabulary
 from metalm.meta.low_rank import LowRank
 from metalm.meta.parameters import choose
 from metalm.meta.rules import GradientDescent
