@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from metalm.language import ship
 from metalm.language.pretrained import Pretrained
-from metalm.language.run import experiment, ship, stages
+from metalm.language.run import experiment, stages
 from metalm.language.run.run_folder import RunFolder
 from metalm.language.run.trained import load_trained
 from metalm.training import loop

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from metalm.analysis.scores import Scores
+from metalm.language import own_texts, ship
 from metalm.language.reading.reading_store import ReadingStore
-from metalm.language.run import experiment, own_texts, ship
+from metalm.language.run import experiment
 from metalm.language.run.run_folder import RunFolder
 from metalm.language.run.scoring import score_split
 from metalm.language.run.trained import load_trained

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from metalm.language import ship
 from metalm.language.network.model import LanguageModel
 from metalm.language.network.segment_loss import SegmentLoss
 from metalm.language.pretrained import Pretrained
 from metalm.language.reading.reader import Reader
 from metalm.language.reading.reading_store import ReadingStore
-from metalm.language.run import experiment, ship
+from metalm.language.run import experiment
 from metalm.language.run import stages as stages_module
 from metalm.language.run.run_folder import RunFolder
 from metalm.language.run.scoring import score_split
