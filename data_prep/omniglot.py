@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data_prep.once import one_at_a_time
 from data_prep.picture_source import PictureClass, PictureSource, Reading
-from metalm.fewshot.resize import resized
+from metalm.fewshot.tasks.resize import resized
 from metalm.training.disk import file_checksum, writing
 
 DRAWERS = 20

@@ -8,7 +8,7 @@ from data_prep.omniglot import PARTS, omniglot_source
 from data_prep.once import prepared_once
 from data_prep.picture_source import PictureSource, identity, write_pictures
 from data_prep.pictures import folder_pictures
-from metalm.fewshot.stored_images import MANIFEST, read_manifest
+from metalm.fewshot.tasks.stored_images import MANIFEST, read_manifest
 
 NAMED = ("omniglot",)
 
@@ -34,7 +34,7 @@ def prepare_pictures(
         root: folder in which prepared pictures lie.
 
     Returns:
-        The prepared folder, for `metalm.fewshot.stored_images.open_images`.
+        The prepared folder, for `metalm.fewshot.tasks.stored_images.open_images`.
 
     Raises:
         ValueError: unknown source, wrong pictures, or a root that cannot be written.

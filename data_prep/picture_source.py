@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from metalm.fewshot.stored_images import FORMAT, LABELS, MANIFEST, PICTURES
+from metalm.fewshot.tasks.stored_images import FORMAT, LABELS, MANIFEST, PICTURES
 from metalm.training.disk import file_checksum, write_at_once, writing
 
 Reading = Callable[[int], NDArray[np.uint8]]
@@ -58,7 +58,7 @@ def write_pictures(source: PictureSource, folder: Path, size: int) -> dict[str, 
 
     Args:
         source: the pictures.
-        folder: created if need be; `metalm.fewshot.stored_images.open_images` reads it.
+        folder: created if need be; `metalm.fewshot.tasks.stored_images.open_images` reads it.
         size: pixels of a side.
 
     Returns:

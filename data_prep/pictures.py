@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.picture_source import PictureClass, PictureSource
-from metalm.fewshot.resize import resized
+from metalm.fewshot.tasks.resize import resized
 from metalm.training.disk import file_checksum
 
 

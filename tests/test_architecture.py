@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("metalm", "data_prep")
 
 # What each room may import of ours besides itself. A domain may hand its results to the analysis,
-# which takes plain arrays and knows no domain; the domains never know each other. Language has
-# rooms of its own, each of which knows those before it.
+# which takes plain arrays and knows no domain; the domains never know each other. Language and
+# few-shot learning have rooms of their own, each of which knows some of those before it.
 CORE = ("metalm.meta", "metalm.training", "metalm.adapt")
 _TEXT, _NETWORK, _READING, _TRAINING, _TUNING = (
     f"metalm.language.{room}" for room in ("text", "network", "reading", "training", "tuning")
@@ -39,12 +39,14 @@ ARROWS = {
         _TUNING,
     ),
     "metalm/fewshot": ("metalm.meta", "metalm.training", "metalm.analysis"),
+    "metalm/fewshot/tasks": ("metalm.meta", "metalm.training"),
+    "metalm/fewshot/methods": ("metalm.meta", "metalm.training", "metalm.fewshot.tasks"),
     "data_prep": (
         "metalm.language.text.articles",
         "metalm.language.text.data_config",
         "metalm.language.text.vocabulary",
-        "metalm.fewshot.resize",
-        "metalm.fewshot.stored_images",
+        "metalm.fewshot.tasks.resize",
+        "metalm.fewshot.tasks.stored_images",
         "metalm.training.disk",
     ),
 }
@@ -112,9 +114,8 @@ def test_imports_follow_the_arrows(room, path):
 
 
 def test_every_room_has_its_arrows():
-    rooms = {
-        path.parent for path in [*ROOT.glob("metalm/*/*.py"), *ROOT.glob("metalm/language/*/*.py")]
-    }
+    patterns = ("metalm/*/*.py", "metalm/language/*/*.py", "metalm/fewshot/*/*.py")
+    rooms = {path.parent for pattern in patterns for path in ROOT.glob(pattern)}
     assert {room.relative_to(ROOT).as_posix() for room in rooms} <= set(ARROWS)
 
 
@@ -143,12 +144,13 @@ def test_a_wrong_import_into_the_core_is_caught(source):
         ("metalm/fewshot", "from metalm import adapt"),
         ("metalm/fewshot", "from data_prep import omniglot"),
         ("metalm/fewshot", "import datasets"),
-        ("metalm/language", "from metalm.fewshot.episodes import Episode"),
+        ("metalm/language", "from metalm.fewshot.tasks.episodes import Episode"),
+        ("metalm/fewshot/tasks", "from metalm.fewshot.methods.method import FewShotMethod"),
         ("metalm/language/text", "from metalm.language.network.model import LanguageModel"),
         ("metalm/language/network", "from metalm.language.reading.cache import CacheConfig"),
         ("metalm/language/run", "from metalm.language.pretrained import Pretrained"),
-        ("metalm/training", "from metalm.fewshot.method import FewShotMethod"),
-        ("data_prep", "from metalm.fewshot.method import FewShotMethod"),
+        ("metalm/training", "from metalm.fewshot.methods.method import FewShotMethod"),
+        ("data_prep", "from metalm.fewshot.methods.method import FewShotMethod"),
     ],
 )
 def test_a_wrong_import_between_rooms_is_caught(room, source):

@@ -15,14 +15,14 @@ import tyro
 from metalm.fewshot.comparison import compare, table
 from metalm.fewshot.experiment import Result, load, score, train
 from metalm.fewshot.hausdorff import hausdorff_scores
-from metalm.fewshot.images import LabelledImages
-from metalm.fewshot.method import FewShotMethod
-from metalm.fewshot.methods import most_ways, names_of_methods
+from metalm.fewshot.method_names import most_ways, names_of_methods
+from metalm.fewshot.methods.method import FewShotMethod
 from metalm.fewshot.official_runs import RunScores, judge_of, read_runs, score_runs
 from metalm.fewshot.presets import FewShotConfig, preset, within_classes
 from metalm.fewshot.shown_tasks import draw_tasks
-from metalm.fewshot.sources import CURVES, draw_pictures
-from metalm.fewshot.stored_images import open_images
+from metalm.fewshot.tasks.images import LabelledImages
+from metalm.fewshot.tasks.sources import CURVES, draw_pictures
+from metalm.fewshot.tasks.stored_images import open_images
 from metalm.training.configuration import from_json
 from metalm.training.devices import use_device
 from metalm.training.disk import write_at_once, writing

@@ -11,7 +11,7 @@ from metalm.analysis.bootstrap import Interval
 from metalm.analysis.score_plot import write_score_plot
 from metalm.fewshot.experiment import Result
 from metalm.fewshot.scoring import Estimate
-from metalm.fewshot.sources import CURVES
+from metalm.fewshot.tasks.sources import CURVES
 from metalm.training.disk import write_at_once
 
 # Facts that describe the tasks; the others may differ from method to method.

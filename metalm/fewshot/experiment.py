@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from metalm.fewshot.adaptation import Adaptation
-from metalm.fewshot.images import LabelledImages
-from metalm.fewshot.method import FewShotMethod
-from metalm.fewshot.methods import BY_CLASS, made
+from metalm.fewshot.method_names import BY_CLASS, made
+from metalm.fewshot.methods.adaptation import Adaptation
+from metalm.fewshot.methods.method import FewShotMethod
 from metalm.fewshot.presets import FewShotConfig
 from metalm.fewshot.scoring import Estimate, estimate, scores_after, task_scores
-from metalm.fewshot.sources import Part, episode_source
+from metalm.fewshot.tasks.images import LabelledImages
+from metalm.fewshot.tasks.sources import Part, episode_source
 from metalm.fewshot.training import FewShotTraining
 from metalm.training.disk import write_at_once
 from metalm.training.loop import run

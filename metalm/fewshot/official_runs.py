@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metalm.fewshot.method import FewShotMethod
-from metalm.fewshot.resize import resized
+from metalm.fewshot.methods.method import FewShotMethod
+from metalm.fewshot.tasks.resize import resized
 
 LABELS = "class_labels.txt"
 SIDE = 105

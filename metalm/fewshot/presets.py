@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from metalm.fewshot.images import LabelledImages
-from metalm.fewshot.networks import Pooling, Statistics
-from metalm.fewshot.sources import CURVES, TaskConfig, TaskShape, classes_of
+from metalm.fewshot.methods.networks import Pooling, Statistics
+from metalm.fewshot.tasks.images import LabelledImages
+from metalm.fewshot.tasks.sources import CURVES, TaskConfig, TaskShape, classes_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from metalm.fewshot.adaptation import Adaptation
-from metalm.fewshot.episodes import Episode, EpisodeSource
-from metalm.fewshot.method import FewShotMethod
+from metalm.fewshot.methods.adaptation import Adaptation
+from metalm.fewshot.methods.method import FewShotMethod
+from metalm.fewshot.tasks.episodes import Episode, EpisodeSource
 
 _QUANTILE = NormalDist().inv_cdf(0.975)
 

@@ -8,13 +8,13 @@ import torch
 
 from metalm.analysis.curve_plot import LearntCurve, write_curve_plot
 from metalm.analysis.episode_plot import AnsweredEpisode, write_episode_plot
-from metalm.fewshot.adaptation import Adaptation
-from metalm.fewshot.images import LabelledImages
-from metalm.fewshot.linear import LinearTasks
-from metalm.fewshot.method import FewShotMethod
+from metalm.fewshot.methods.adaptation import Adaptation
+from metalm.fewshot.methods.method import FewShotMethod
 from metalm.fewshot.presets import FewShotConfig
-from metalm.fewshot.sine import SineTasks
-from metalm.fewshot.sources import CURVES, TaskShape, episode_source
+from metalm.fewshot.tasks.images import LabelledImages
+from metalm.fewshot.tasks.linear import LinearTasks
+from metalm.fewshot.tasks.sine import SineTasks
+from metalm.fewshot.tasks.sources import CURVES, TaskShape, episode_source
 
 SHOWN_CURVES, SHOWN_POINTS = 3, 201
 SHOWN_UPDATES = 10

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalm.fewshot.episodes import EpisodeSource
-from metalm.fewshot.method import FewShotMethod
+from metalm.fewshot.methods.method import FewShotMethod
+from metalm.fewshot.tasks.episodes import EpisodeSource
 from metalm.training.state import pack, unpack
 
 

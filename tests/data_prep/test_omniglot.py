@@ -14,9 +14,9 @@ from PIL import Image
 from data_prep import omniglot
 from data_prep.omniglot import PARTS, Part, fetch, omniglot_source
 from data_prep.picture_source import write_pictures
-from metalm.fewshot.resize import resized
-from metalm.fewshot.splits import official_split
-from metalm.fewshot.stored_images import open_images
+from metalm.fewshot.tasks.resize import resized
+from metalm.fewshot.tasks.splits import official_split
+from metalm.fewshot.tasks.stored_images import open_images
 
 OFFICIAL_ARRAYS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "omniglot"
 

@@ -5,7 +5,7 @@ from PIL import Image
 from data_prep import picture_corpora
 from data_prep.omniglot import PARTS
 from data_prep.picture_corpora import find_pictures, prepare_pictures
-from metalm.fewshot.stored_images import open_images
+from metalm.fewshot.tasks.stored_images import open_images
 
 
 @pytest.fixture

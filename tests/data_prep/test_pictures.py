@@ -4,8 +4,8 @@ from PIL import Image
 
 from data_prep.picture_source import identity, write_pictures
 from data_prep.pictures import folder_pictures
-from metalm.fewshot.resize import resized
-from metalm.fewshot.stored_images import open_images
+from metalm.fewshot.tasks.resize import resized
+from metalm.fewshot.tasks.stored_images import open_images
 
 RNG = np.random.default_rng(0)
 # "train" and "test" are classes like others; "[a]" is not a pattern.

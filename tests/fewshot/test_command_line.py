@@ -7,8 +7,8 @@ from PIL import Image
 from data_prep.picture_corpora import prepare_pictures
 from metalm.fewshot import command_line, experiment
 from metalm.fewshot.command_line import evaluate, parse, run
-from metalm.fewshot.glyphs import draw_glyphs
-from metalm.fewshot.methods import made, names_of_methods
+from metalm.fewshot.method_names import made, names_of_methods
+from metalm.fewshot.tasks.glyphs import draw_glyphs
 from metalm.training.folder_lock import only_program_in
 from metalm.training.run_folder import RunFolder
 from metalm.training.state import pack

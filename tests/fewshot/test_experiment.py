@@ -9,10 +9,7 @@ import torch
 from safetensors import safe_open
 
 from metalm.fewshot.experiment import load, schedule, score, train
-from metalm.fewshot.glyphs import draw_glyphs
-from metalm.fewshot.images import LabelledImages
-from metalm.fewshot.linear import bayes_error
-from metalm.fewshot.methods import (
+from metalm.fewshot.method_names import (
     BY_CLASS,
     METRIC,
     OPTIMIZATION,
@@ -23,7 +20,10 @@ from metalm.fewshot.methods import (
 from metalm.fewshot.presets import ScoringConfig, preset, within_classes
 from metalm.fewshot.scoring import score_of_answers
 from metalm.fewshot.shown_tasks import draw_tasks
-from metalm.fewshot.sources import TaskConfig, episode_source, split_classes
+from metalm.fewshot.tasks.glyphs import draw_glyphs
+from metalm.fewshot.tasks.images import LabelledImages
+from metalm.fewshot.tasks.linear import bayes_error
+from metalm.fewshot.tasks.sources import TaskConfig, episode_source, split_classes
 from metalm.training.run_folder import RunFolder
 
 

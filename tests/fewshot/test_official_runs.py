@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from metalm.fewshot.glyphs import draw_glyphs
 from metalm.fewshot.hausdorff import hausdorff_scores, ink_points, modified_hausdorff
+from metalm.fewshot.methods.pixels import NearestPixels
 from metalm.fewshot.official_runs import judge_of, read_runs, score_runs
-from metalm.fewshot.pixels import NearestPixels
-from metalm.fewshot.resize import resized
+from metalm.fewshot.tasks.glyphs import draw_glyphs
+from metalm.fewshot.tasks.resize import resized
 
 CLASSES = 5
 

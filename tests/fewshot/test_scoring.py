@@ -4,8 +4,8 @@ from statistics import mean, stdev
 import pytest
 import torch
 
-from metalm.fewshot.episodes import Episode
 from metalm.fewshot.scoring import estimate, score_of_answers, task_scores
+from metalm.fewshot.tasks.episodes import Episode
 
 
 class Counting:

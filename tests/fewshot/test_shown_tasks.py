@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from metalm.fewshot.glyphs import draw_glyphs
-from metalm.fewshot.methods import made
+from metalm.fewshot.method_names import made
 from metalm.fewshot.presets import preset
 from metalm.fewshot.shown_tasks import answered_episode, draw_tasks, learnt_curves
-from metalm.fewshot.sine import SineTasks
-from metalm.fewshot.sources import TaskShape, episode_source
+from metalm.fewshot.tasks.glyphs import draw_glyphs
+from metalm.fewshot.tasks.sine import SineTasks
+from metalm.fewshot.tasks.sources import TaskShape, episode_source
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from metalm.fewshot.method import FewShotMethod, MetaStep
-from metalm.fewshot.sine import SineTasks
+from metalm.fewshot.methods.method import FewShotMethod, MetaStep
+from metalm.fewshot.tasks.sine import SineTasks
 from metalm.fewshot.training import FewShotTraining
 from metalm.training.loop import run
 
