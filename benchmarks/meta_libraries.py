@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metalm.meta.fused_layers import fused
+from metalm.meta.layers.fused_layers import fused
 from metalm.meta.module_fork import ForkUnrolled, fork
 from metalm.meta.rules import GradientDescent
 from metalm.meta.segment_length import Segment

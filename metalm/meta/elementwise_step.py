@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from metalm.meta import cpu_kernels, tensor_kernels
-from metalm.meta.gpu_support import kernels_in
-from metalm.meta.step_gradients import Steps, Wanted
+from metalm.meta.kernels import cpu_kernels, tensor_kernels
+from metalm.meta.kernels.gpu_support import kernels_in
+from metalm.meta.kernels.step_gradients import Steps, Wanted
 
 Number = Tensor | float
 
@@ -53,7 +53,7 @@ def kernels_for(tensor: Tensor) -> ModuleType:
     """The kernels that suit where a tensor lives, of which `tensor_kernels` suit everywhere."""
     if cpu_kernels.fits(tensor):
         return cpu_kernels
-    gpu_kernels = kernels_in("metalm.meta.gpu_kernels") if tensor.is_cuda else None
+    gpu_kernels = kernels_in("metalm.meta.kernels.gpu_kernels") if tensor.is_cuda else None
     return gpu_kernels if gpu_kernels is not None and gpu_kernels.fits(tensor) else tensor_kernels
 
 

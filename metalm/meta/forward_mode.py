@@ -22,8 +22,8 @@ from torch import Tensor
 from metalm.meta.attach import attach
 from metalm.meta.elementwise_step import as_tensor, kernels_for, memory_like
 from metalm.meta.inner_problem import InnerProblem, Unrolled, inner_step, weighted_sum
+from metalm.meta.kernels.step_gradients import TraceSums
 from metalm.meta.parameters import Parameters
-from metalm.meta.step_gradients import TraceSums
 from metalm.meta.step_rule import AbstractStepRule
 from metalm.meta.update_rule import AbstractUpdateRule
 

@@ -1,8 +1,8 @@
 """First-order meta-gradient of W <- W - s g + rho (W_0 - W) over a whole sequence, in closed form.
 
 These steps are linear in W, s and W_0, and g_t is a constant, so nothing but the g_t need be kept:
-W_t is overwritten in place, and the backward sweep reads each g_t once (`step_gradients.py` has the
-equations).
+W_t is overwritten in place, and the backward sweep reads each g_t once
+(`kernels/step_gradients.py` has the equations).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from metalm.meta.elementwise_step import as_tensor, kernels_for, memory_like, write_step
 from metalm.meta.inner_problem import InnerProblem, InnerStep, Unrolled, inner_step, weighted_sum
+from metalm.meta.kernels.step_gradients import StepGradients, Steps, Wanted
 from metalm.meta.parameters import Parameters
-from metalm.meta.step_gradients import StepGradients, Steps, Wanted
 
 
 def swept_steps(problem: InnerProblem) -> Unrolled:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from metalm.meta import cpu_kernels
 from metalm.meta.forward_mode import initial_traces
+from metalm.meta.kernels import cpu_kernels
 from metalm.meta.rules import GradientDescent, LearnedRates, RmsDecay
 from metalm.meta.step_rule import AbstractStepRule, StepSizes
 from metalm.meta.unroll import unroll

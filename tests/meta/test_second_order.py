@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metalm.meta import cpu_kernels
+from metalm.meta.kernels import cpu_kernels
 from metalm.meta.rules import (
     CoordinateLSTM,
     Gated,

@@ -8,8 +8,8 @@ import weakref
 import pytest
 import torch
 
-from metalm.meta import cpu_kernels
 from metalm.meta.fork import rebase
+from metalm.meta.kernels import cpu_kernels
 from metalm.meta.meta_gradient import graph_steps
 from metalm.meta.rules import GradientDescent, LearnedRates, RmsDecay
 from metalm.meta.unroll import unroll

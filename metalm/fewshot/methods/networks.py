@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metalm.meta.fused_layers import fused
+from metalm.meta.layers.fused_layers import fused
 
 Statistics = Literal["transductive", "running"]
 Pooling = Literal["max", "stride"]

@@ -9,7 +9,7 @@ from torch.nn import functional
 from metalm.fewshot.methods.metric_method import MetricMethod
 from metalm.fewshot.methods.networks import Statistics, normalisation
 from metalm.fewshot.tasks.by_class import class_sums
-from metalm.meta.fused_layers import fused
+from metalm.meta.layers.fused_layers import fused
 
 # Before the answer.
 UNITS = 8

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from metalm.language.network import compiled_walks
 from metalm.language.network.products import product
-from metalm.meta.gpu_support import kernels_in
+from metalm.meta.kernels.gpu_support import kernels_in
 
 
 class Reading(NamedTuple):

@@ -20,7 +20,7 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from metalm.meta import cpu_kernels
+from metalm.meta.kernels import cpu_kernels
 
 # Coordinates that are worked on together; what they add up to depends on it, not on the threads.
 _BLOCK = 2**12

@@ -1,4 +1,7 @@
-"""The walks in Triton against the loops of `row_walks.py`; see `tests/meta/test_gpu_kernels.py`."""
+"""The walks in Triton against the loops of `row_walks.py`.
+
+See `tests/meta/kernels/test_gpu_kernels.py`.
+"""
 
 import os
 

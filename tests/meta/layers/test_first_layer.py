@@ -8,9 +8,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from metalm.meta import first_layer as module_under_test
-from metalm.meta.first_layer import first_layer, is_first
-from metalm.meta.fused_layers import FusedSequential, fused
+from metalm.meta.layers import first_layer as module_under_test
+from metalm.meta.layers.first_layer import first_layer, is_first
+from metalm.meta.layers.fused_layers import FusedSequential, fused
 from metalm.meta.module_fork import fork
 from metalm.meta.rules import GradientDescent
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from metalm.meta.first_layer import first_layer, is_first
-from metalm.meta.norm_relu_pool import NormReluPool
+from metalm.meta.layers.first_layer import first_layer, is_first
+from metalm.meta.layers.norm_relu_pool import NormReluPool
 
 
 def fused(module: nn.Module) -> nn.Module:

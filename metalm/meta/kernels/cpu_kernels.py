@@ -20,7 +20,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from metalm.meta.step_gradients import StepGradients, Steps, TraceSums, Wanted
+from metalm.meta.kernels.step_gradients import StepGradients, Steps, TraceSums, Wanted
 
 # Coordinates that are worked on together. Measured with 1 MiB of L2: the step streams best over
 # long blocks, the sweep wants its eight buffers in L2.

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from metalm.meta.fused_layers import fused
-from metalm.meta.norm_relu_pool import NormReluPool
+from metalm.meta.layers.fused_layers import fused
+from metalm.meta.layers.norm_relu_pool import NormReluPool
 
 
 def block(before, after, *more, **norm):

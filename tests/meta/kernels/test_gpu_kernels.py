@@ -9,14 +9,14 @@ import os
 import pytest
 import torch
 
-from metalm.meta import tensor_kernels
-from metalm.meta.step_gradients import Steps, Wanted
+from metalm.meta.kernels import tensor_kernels
+from metalm.meta.kernels.step_gradients import Steps, Wanted
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
-gpu_kernels = pytest.importorskip("metalm.meta.gpu_kernels")
+gpu_kernels = pytest.importorskip("metalm.meta.kernels.gpu_kernels")
 
 SHAPES = {"number": (), "small": (4, 3), "several blocks": (7, 401)}
 EVERYTHING = Wanted(True, True, True, True)

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from metalm.meta.step_gradients import StepGradients, Steps, Wanted
-from metalm.meta.tensor_kernels import write_traced_step
+from metalm.meta.kernels.step_gradients import StepGradients, Steps, Wanted
+from metalm.meta.kernels.tensor_kernels import write_traced_step
 
 __all__ = ["fits", "sweep", "write_step", "write_traced_step"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metalm.meta.step_gradients import StepGradients, Steps, TraceSums, Wanted
+from metalm.meta.kernels.step_gradients import StepGradients, Steps, TraceSums, Wanted
 
 
 def write_step(

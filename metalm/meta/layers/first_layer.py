@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from metalm.meta.norm_relu_pool import (
+from metalm.meta.layers.norm_relu_pool import (
     Kept,
     NormReluPool,
     Shape,

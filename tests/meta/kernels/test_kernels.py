@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from metalm.meta import cpu_kernels, tensor_kernels
-from metalm.meta.step_gradients import Steps, TraceSums, Wanted
+from metalm.meta.kernels import cpu_kernels, tensor_kernels
+from metalm.meta.kernels.step_gradients import Steps, TraceSums, Wanted
 
 # Longer than a block of either kernel, and no multiple of anything.
 LONG = cpu_kernels.STEP_BLOCK + 3 * cpu_kernels.SWEEP_BLOCK + 41

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metalm.meta import cpu_kernels
+from metalm.meta.kernels import cpu_kernels
 from metalm.meta.rules import Gated, LearnedRates, gate_kernels
 
 # More than two blocks, a tensor with one block, and a scalar.

@@ -9,8 +9,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from metalm.meta.layers.norm_relu_pool import NormReluPool
 from metalm.meta.module_fork import fork
-from metalm.meta.norm_relu_pool import NormReluPool
 from metalm.meta.rules import GradientDescent
 
 ITEMS, CHANNELS, TASKS = 4, 3, 5

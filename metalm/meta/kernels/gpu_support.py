@@ -27,7 +27,7 @@ def kernels_in(module: str) -> ModuleType | None:
 @cache
 def _triton_works() -> bool:
     try:
-        gpu_kernels = import_module("metalm.meta.gpu_kernels")
+        gpu_kernels = import_module("metalm.meta.kernels.gpu_kernels")
     except ImportError:
         return False
     try:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from metalm.meta import cpu_kernels, map_kernels
+from metalm.meta.kernels import cpu_kernels, map_kernels
 
 WINDOWS = (1, 2)
 _DTYPES = (torch.float32, torch.float64)

@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from metalm.meta import gpu_support
+from metalm.meta.kernels import gpu_support
 
-KERNELS = "metalm.meta.gpu_kernels"
+KERNELS = "metalm.meta.kernels.gpu_kernels"
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from metalm.meta import cpu_kernels, tree
+from metalm.meta import tree
+from metalm.meta.kernels import cpu_kernels
 from metalm.meta.rules import (
     Adam,
     CoordinateLSTM,
