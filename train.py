@@ -1,7 +1,7 @@
 """Train a language model that learns while it reads, and compare it with its rivals.
 
     python train.py                              # the embedded default: the documentation inside
-                                                 # Python, five minutes
+                                                 # Python, four minutes
     python train.py --data wikitext-2            # WikiText-2 from the hub, preset small: less than
                                                  # three hours of training, then the evaluation
     python train.py --data FOLDER                # wiki.*.tokens files, or your own .txt or .md

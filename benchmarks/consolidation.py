@@ -45,13 +45,13 @@ from metalm.language.memory.consolidation_tuning import (
     choose_consolidation,
     try_settings,
 )
+from metalm.language.memory.fisher import kept_fisher, spread
 from metalm.language.own_texts import reader_of_run
 from metalm.language.reading.methods import NAMES
 from metalm.language.reading.reader import Reader
 from metalm.language.run.opened_run import OpenedRun, open_run
 from metalm.language.run.run_folder import RunFolder
 from metalm.language.text.articles import Article, Corpus
-from metalm.language.training.fisher import kept_fisher, spread
 from metalm.meta.parameters import Parameters
 from metalm.training.allocator import keep_freed_memory
 from metalm.training.disk import write_at_once

@@ -26,15 +26,15 @@ from metalm.analysis.appearance import COLOURS, SETTINGS, new_figure, save_figur
 from metalm.analysis.bootstrap import ratio_intervals
 from metalm.analysis.scores import FloatArray
 from metalm.analysis.tables import interval_text
-from metalm.language.reading.methods import Method
-from metalm.language.reading.reader import Reader
-from metalm.language.reading.reading_curves import (
+from metalm.language.reading.curves import (
     FLUSH,
     UPDATE,
     CurveRecorder,
     Curves,
     along_articles,
 )
+from metalm.language.reading.methods import Method
+from metalm.language.reading.reader import Reader
 from metalm.language.run.opened_run import open_run
 from metalm.training.allocator import keep_freed_memory
 

@@ -1,1 +1,1 @@
-"""Learning from few examples: tasks, networks, and one method a file."""
+"""Learning from few examples: `tasks`, `methods` (one a file), and what runs and scores them."""

@@ -50,8 +50,8 @@ class AdaptationConfig:
     together: int = 1
     """Tasks learnt side by side; 0 for all of a batch. It changes no result."""
     checkpoints: Literal["none", "auto", "least"] = "none"
-    """Less memory in meta-training, for updates that are taken again (`segment_length.py`); it
-    changes no result but for rounding."""
+    """Less memory in meta-training, for updates that are taken again
+    (`metalm/meta/segment_length.py`); it changes no result but for rounding."""
     adam: bool = False
     """Whether Reptile's and transfer's steps are Adam's rather than gradient descent."""
     batch: int = 0

@@ -19,8 +19,8 @@ from metalm.analysis.tables import Cost, print_tables
 from metalm.language.pretrained import Pretrained, ReadingMode
 from metalm.language.reading.method_readings import described
 from metalm.language.reading.methods import NAMES, Method, TrainedModels
-from metalm.language.reading.reading_progress import ReadingProgress
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.progress import ReadingProgress
+from metalm.language.reading.store import ReadingStore
 from metalm.language.run.mixtures import Mixtures, kept_mixtures
 from metalm.language.run.opened_run import read_experiment
 from metalm.language.run.presets import ExperimentConfig

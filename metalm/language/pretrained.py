@@ -21,6 +21,7 @@ from metalm.language import compact, pretrained_files
 from metalm.language.model_card import model_card
 from metalm.language.network.model import LanguageModel
 from metalm.language.pretrained_config import PretrainedConfig, ReadingSettings
+from metalm.language.reading.article_starts import ArticleStarts
 from metalm.language.reading.flushing import Flushing
 from metalm.language.reading.methods import (
     NAMES,
@@ -30,9 +31,8 @@ from metalm.language.reading.methods import (
     TrainedModels,
     set_scales,
 )
-from metalm.language.run.trained import empty_rule
-from metalm.language.text.article_starts import ArticleStarts
 from metalm.language.text.vocabulary import END_OF_LINE, Vocabulary
+from metalm.language.training.meta_training_config import empty_rule
 from metalm.meta.parameters import choose
 from metalm.meta.rules.kinds import LearnedRule
 

@@ -18,7 +18,7 @@ from metalm.language.network.model import LanguageModel, ModelConfig
 from metalm.language.reading.copy_readings import Request, read_copies
 from metalm.language.reading.methods import Method, TrainedModels
 from metalm.language.reading.reader import CacheGrid
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.store import ReadingStore
 from metalm.language.text.articles import SCHEMA, ArticleSet
 from metalm.language.training.awd_training import AwdTraining, AwdTrainingConfig
 from metalm.language.training.base_training import BaseTraining, BaseTrainingConfig

@@ -155,7 +155,7 @@ def test_reading(tiny_model, texts, learning, kind, rows):
 
 
 def test_steps_of_a_published_training(tiny_model, articles):
-    """Windows of several lengths, each captured once and replayed (`captured.py`)."""
+    """Windows of several lengths, captured once and replayed (`metalm/training/captured.py`)."""
     config = AwdTrainingConfig(
         recipe="one-cycle", epochs=3, rows=3, window=4, short_windows=0.3, window_spread=1.0,
         shortest_window=2, learning_rate=0.03, validation_rows=2, bfloat16="off",

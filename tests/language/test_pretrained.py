@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from metalm.language import compact, pretrained, pretrained_files, ship
 from metalm.language.pretrained import Pretrained
 from metalm.language.pretrained_config import ReadingSettings
+from metalm.language.reading.article_starts import train_article_starts
 from metalm.language.reading.cache import CacheConfig
 from metalm.language.reading.flushing import Flushing
 from metalm.language.reading.reader import Reader
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.store import ReadingStore
 from metalm.language.run.run_folder import RunFolder
 from metalm.language.run.scoring import score_split
-from metalm.language.text.article_starts import train_article_starts
 from metalm.language.text.vocabulary import closed_words
 from metalm.language.tuning.trials import Trial, trial_to_json
 from metalm.meta.rules import LearnedRates

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from metalm.language.reading.curves import Curves
 from metalm.language.reading.reader import Readings
-from metalm.language.reading.reading_curves import Curves
-from metalm.language.reading.reading_store import ReadingStore
 from metalm.language.reading.shared_texts import deal, gathered
+from metalm.language.reading.store import ReadingStore
 from metalm.language.text.row_share import RowShare, in_turn, own_parts, own_share
 from metalm.training import checkpoint, processes
 

@@ -7,10 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from metalm.fewshot.methods.by_class import class_means
 from metalm.fewshot.methods.elastic_distance import elastic_distance
 from metalm.fewshot.methods.metric_method import MetricMethod
 from metalm.fewshot.methods.networks import Conv4
-from metalm.fewshot.tasks.by_class import class_means
 
 
 class ElasticPrototypical(MetricMethod):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metalm.fewshot.methods.by_class import class_logsumexp
 from metalm.fewshot.methods.metric_method import MetricMethod
 from metalm.fewshot.methods.pixels import Neighbours
-from metalm.fewshot.tasks.by_class import class_logsumexp
 
 Similarity = Literal["cosine", "euclidean"]
 

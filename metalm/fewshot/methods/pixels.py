@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metalm.fewshot.methods.by_class import class_best
 from metalm.fewshot.methods.metric_method import MetricMethod
-from metalm.fewshot.tasks.by_class import class_best
 
 
 class Neighbours(NamedTuple):

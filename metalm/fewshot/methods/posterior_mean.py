@@ -16,7 +16,7 @@ class PosteriorMean(FewShotMethod):
     It is told how they are drawn, learns nothing between tasks and has no parameters.
 
     Args:
-        ridge: noise^2 / spread^2 of the tasks (`linear.py`).
+        ridge: noise^2 / spread^2 of the tasks (`tasks/linear.py`).
     """
 
     def __init__(self, ridge: float) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from metalm.fewshot.methods.by_class import class_means
 from metalm.fewshot.methods.metric_method import MetricMethod
-from metalm.fewshot.tasks.by_class import class_means
 
 
 class Prototypical(MetricMethod):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metalm.fewshot.methods.by_class import class_sums
 from metalm.fewshot.methods.metric_method import MetricMethod
 from metalm.fewshot.methods.networks import Statistics, normalisation
-from metalm.fewshot.tasks.by_class import class_sums
 from metalm.meta.layers.fused_layers import fused
 
 # Before the answer.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metalm.fewshot.methods.by_class import class_best
 from metalm.fewshot.methods.metric_method import MetricMethod
 from metalm.fewshot.methods.pixels import Neighbours
-from metalm.fewshot.tasks.by_class import class_best
 
 Objective = Literal["pairs", "contrastive", "triplet"]
 

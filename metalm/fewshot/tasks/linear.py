@@ -6,7 +6,7 @@ The best guess in squared error is the posterior mean: ridge regression with the
 noise^2 / spread^2. Its expected error is known too, so that no method can honestly score less.
 
 So any method for regression can be scored on these episodes beside that oracle
-(`posterior_mean.py`), and an honest one stays above `bayes_error`.
+(`methods/posterior_mean.py`), and an honest one stays above `bayes_error`.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from metalm.adapt.reading_state import checksum
 from metalm.language.network.model import LanguageModel
+from metalm.language.reading.curves import CurveRecorder, Curves
 from metalm.language.reading.reader import Reader
-from metalm.language.reading.reading_curves import CurveRecorder, Curves
 from metalm.meta.consolidation import consolidate, relative_fisher
 from metalm.meta.parameters import Parameters, split
 from metalm.meta.update_rule import AbstractUpdateRule, RuleState

@@ -21,7 +21,7 @@ from metalm.language.memory.consolidation import (
     LongTermMemory,
     read_in_succession,
 )
-from metalm.language.memory.related import nearest_earlier, similarities
+from metalm.language.memory.related_articles import nearest_earlier, similarities
 from metalm.language.reading.beginnings import beginnings, num_nats, num_words, static_nats
 from metalm.language.reading.reader import Reader
 from metalm.language.text.articles import Article

@@ -3,7 +3,7 @@
 Autocast reaches the operations of a model, not the inside of an autograd function with a backward
 of its own. Such a function asks here for the type of its large products, converts each weight
 once, and keeps everything else in its own type. Products in float32 go through the library that
-takes batches of few rows fastest, if it is as exact (`training/precision.py`).
+takes batches of few rows fastest, if it is as exact (`metalm/training/precision.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The beginnings of articles, where long-term memory should tell: their tokens, words and nats."""
+"""The beginnings of articles, and of text of any length: their tokens, words and nats."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metalm.language.reading.curves import CurveRecorder
 from metalm.language.reading.flushing import Flushing
 from metalm.language.reading.methods import Method, TrainedModels
 from metalm.language.reading.reader import CacheGrid, Reader, Readings
-from metalm.language.reading.reading_curves import CurveRecorder
 from metalm.language.reading.shared_texts import deal, gathered
 from metalm.language.reading.unfinished import Unfinished
 from metalm.meta.rules.side_by_side import SideBySide

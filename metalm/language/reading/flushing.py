@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metalm.language.text.article_starts import WINDOW, ArticleStarts, windows_of
+from metalm.language.reading.article_starts import WINDOW, ArticleStarts, windows_of
 from metalm.language.text.vocabulary import END_OF_LINE
 from metalm.meta.parameters import Parameters
 from metalm.meta.update_rule import AbstractUpdateRule, Coefficients, RuleState

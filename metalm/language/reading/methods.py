@@ -9,9 +9,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from metalm.language.network.model import LanguageModel
+from metalm.language.reading.article_starts import ArticleStarts
 from metalm.language.reading.cache import CacheConfig
 from metalm.language.reading.flushing import Flushing
-from metalm.language.text.article_starts import ArticleStarts
 from metalm.meta.parameters import Parameters
 from metalm.meta.rules.gradient_descent import GradientDescent
 from metalm.meta.rules.kinds import LearnedRule

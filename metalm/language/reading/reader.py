@@ -6,10 +6,10 @@ of token arrays: the articles of a split (`reset`: every memory starts anew with
 them laid end to end (`carry`: nothing says where one ends).
 
 In bfloat16, where that is asked for, are the matrix products of the model and of its gradient
-(autocast, and `products.py`). Fast weights, the state of the rule and its step, the hidden state
-between segments, losses and softmax, and all of the cache are in float32, and so is the network
-that tells where articles begin. Within a segment the fused kernel of layers that all rows share
-keeps its hidden state in bfloat16. Perplexities of 6,000 tokens or more then come out within 0.1 %
+(autocast, and `network/products.py`). Fast weights, the state of the rule and its step, the hidden
+state between segments, losses and softmax, and all of the cache are in float32, and so is the
+network that tells where articles begin. Within a segment the fused kernel of layers that all rows
+share keeps its hidden state in bfloat16. Perplexities of 6,000 tokens or more then come out within 0.1 %
 of those in float32, of an article's first 1,500 within 0.5 %, single tokens within 0.4 nats
 (measured on WikiText-2, EXPERIMENTS.md); so far they may also depend on how many are read at once.
 """
@@ -28,8 +28,8 @@ from torch import Tensor
 from metalm.language.network.model import LanguageModel, ModelState
 from metalm.language.network.segment_loss import SegmentLoss, SegmentScore, lost_rows
 from metalm.language.reading.cache import CacheMemory
-from metalm.language.reading.reading_curves import CurveRecorder, Curves
-from metalm.language.reading.reading_standing import Memory, Standing, TokenScores
+from metalm.language.reading.curves import CurveRecorder, Curves
+from metalm.language.reading.standing import Memory, Standing, TokenScores
 from metalm.language.reading.unfinished import Unfinished
 from metalm.language.text.article_batches import (
     ArticleRows,
@@ -69,7 +69,7 @@ class Readings:
     """log p_cache of every token, [flatnesses, tokens]; nan where the cache was empty."""
     confidence: list[NDArray[np.float32]] = field(default_factory=list)
     """How sure model and cache were before every token, where that was asked for: `confidence` of
-    `segment_loss.py`, then that of `CacheScore`, [numbers, tokens]."""
+    `network/segment_loss.py`, then that of `CacheScore`, [numbers, tokens]."""
     tempered: list[NDArray[np.float64]] = field(default_factory=list)
     """`nats` under other temperatures, where they were asked for, [temperatures, tokens]."""
     fallbacks: list[int] = field(default_factory=list)

@@ -17,8 +17,8 @@ from typing import Any
 from metalm.analysis.report import write_report
 from metalm.analysis.tables import Cost, print_tables
 from metalm.language.reading.methods import Method, TrainedModels
-from metalm.language.reading.reading_progress import ReadingProgress
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.progress import ReadingProgress
+from metalm.language.reading.store import ReadingStore
 from metalm.language.run.mixtures import Mixtures, run_mixtures
 from metalm.language.run.presets import ExperimentConfig
 from metalm.language.run.reading_cost import reading_costs

@@ -32,8 +32,9 @@ class EvaluationConfig:
     """Temperatures of the softmax among which validation articles choose one for each method, under
     which it is scored once more; none for no such table."""
     bfloat16: bool = False
-    """Score with matrix products in bfloat16, everything else in float32 (`reader.py`); refused
-    where the hardware has none. Settings, mixtures and temperatures are chosen in float32."""
+    """Score with matrix products in bfloat16, everything else in float32
+    (`reading/reader.py`); refused where the hardware has none. Settings, mixtures and
+    temperatures are chosen in float32."""
 
     def __post_init__(self) -> None:
         """Checks the rows and the temperatures."""

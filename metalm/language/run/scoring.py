@@ -21,10 +21,10 @@ from metalm.analysis.traces import QUANTITIES, Trace
 from metalm.language.reading.cache import CacheConfig
 from metalm.language.reading.copies import nats_of_copies
 from metalm.language.reading.copy_readings import Begin, Request, Texts, read_copies
+from metalm.language.reading.curves import Curves, along_articles
 from metalm.language.reading.methods import ALL_BUT_RECURRENT, Method, TrainedModels
 from metalm.language.reading.reader import CacheGrid, Readings
-from metalm.language.reading.reading_curves import Curves, along_articles
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.store import ReadingStore
 from metalm.language.reading.unfinished import Unfinished
 from metalm.language.run.mixtures import Mixtures
 from metalm.language.run.temperatures import Temperatures, at_temperature

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
-
 from metalm.language.network.model import LanguageModel
+from metalm.language.reading.article_starts import ArticleStarts, train_article_starts
 from metalm.language.reading.methods import TrainedModels
 from metalm.language.run.presets import ExperimentConfig
 from metalm.language.run.run_folder import RunFolder
-from metalm.language.text.article_starts import ArticleStarts, train_article_starts
 from metalm.language.text.articles import ArticleSet
-from metalm.language.training.meta_training_config import RuleTrainingConfig, starting_rule
+from metalm.language.training.meta_training_config import empty_rule
 from metalm.language.training.statistics import gradient_rms
-from metalm.meta.parameters import Parameters, choose, split
+from metalm.meta.parameters import Parameters, choose
 from metalm.meta.rules.kinds import LearnedRule
 from metalm.training.processes import as_first
 from metalm.training.record import Progress
@@ -112,20 +110,6 @@ def article_starts(
     network = ArticleStarts(size)
     network.load_state_dict(folder.load(name)[0])
     return network.to(config.device).eval().requires_grad_(False)
-
-
-def empty_rule(
-    model: LanguageModel, config: RuleTrainingConfig, names: Iterable[str] | None = None
-) -> LearnedRule:
-    """A rule of the form that a training has, for trained numbers to be put into.
-
-    Args:
-        model: whose weights adapt; only their shapes matter.
-        config: of the training.
-        names: the fast weights; by default those that the configuration's patterns choose.
-    """
-    slow, _ = split(model, list(choose(model, config.adapt) if names is None else names))
-    return starting_rule({name: torch.ones_like(weight) for name, weight in slow.items()}, config)
 
 
 def control_statistics(

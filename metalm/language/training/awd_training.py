@@ -25,11 +25,11 @@ from metalm.language.network.recurrence import LayerState
 from metalm.language.text.articles import ArticleSet
 from metalm.language.text.row_share import RowShare, in_turn, own_parts, own_share, whole
 from metalm.language.text.streams import TokenStreams
-from metalm.language.text.window_lengths import WindowLengths, WindowPlan
 from metalm.language.training.activation_regularisation import activation_penalty, slowness_penalty
 from metalm.language.training.nt_asgd import NtAsgd
 from metalm.language.training.one_cycle_adam import OneCycleAdam
 from metalm.language.training.stream_loss import stream_loss
+from metalm.language.training.window_lengths import WindowLengths, WindowPlan
 from metalm.meta.parameters import Parameters
 from metalm.meta.tree import join
 from metalm.training import processes

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from metalm.adapt.token_losses import check_surprise
+from metalm.language.network.model import LanguageModel
 from metalm.language.reading.methods import ALL_BUT_RECURRENT, STARTS
 from metalm.meta.forward_mode import with_forward_mode
 from metalm.meta.meta_gradient import Mode
-from metalm.meta.parameters import Parameters
+from metalm.meta.parameters import Parameters, choose, split
 from metalm.meta.rules.kinds import LearnedRule, RuleKind, known_settings, learned_rule
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.training.checked_settings import refuse_below
@@ -109,7 +111,7 @@ class RuleTrainingConfig(MetaTrainingConfig):
     hidden: int = 0
     """Units of the network; 0 for what the kind has by itself."""
     sees: tuple[str, ...] = ()
-    """What the gates see, by name (gated.py lists it); none named for all."""
+    """What the gates see, by name (`metalm/meta/rules/gated.py` lists it); none named for all."""
 
     def __post_init__(self) -> None:
         """Checks that there is such a rule, and that it can be trained so."""
@@ -176,3 +178,17 @@ def refuse_impossible(config: RuleTrainingConfig, mode: Mode) -> None:
     rule = starting_rule({"weight": torch.ones(1)}, config)
     if mode == "forward":
         with_forward_mode(rule)
+
+
+def empty_rule(
+    model: LanguageModel, config: RuleTrainingConfig, names: Iterable[str] | None = None
+) -> LearnedRule:
+    """A rule of the form that a training has, for trained numbers to be put into.
+
+    Args:
+        model: whose weights adapt; only their shapes matter.
+        config: of the training.
+        names: the fast weights; by default those that the configuration's patterns choose.
+    """
+    slow, _ = split(model, list(choose(model, config.adapt) if names is None else names))
+    return starting_rule({name: torch.ones_like(weight) for name, weight in slow.items()}, config)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metalm.adapt.token_losses import check_surprise
+from metalm.language.reading.article_starts import WINDOW
 from metalm.language.reading.methods import ALL_BUT_RECURRENT
-from metalm.language.text.article_starts import WINDOW
 from metalm.language.text.articles import ArticleSet
 from metalm.training.checked_settings import refuse_below, refuse_empty, refuse_outside
 
@@ -49,13 +49,13 @@ class TuningConfig:
     """Power of a token's loss with which rivals and metalm walk once more; 0: they do not."""
     flush: bool = False
     """Whether, in the carry-on mode, metalm and the best rival are also tried with fast weights
-    that go back to W_0 where the text shows that an article begins (`flushing.py`)."""
+    that go back to W_0 where the text shows that an article begins (`reading/flushing.py`)."""
     spreads: tuple[float, ...] = ()
     """Two fast copies are tried with the best rate times and over each of these numbers."""
 
     learned_cache: bool = False
     """Whether rivals and metalm come also with a cache whose lambda depends on the context: a
-    network that is trained on this text says it for each token (`mixture_network.py`)."""
+    network that is trained on this text says it for each token (`reading/mixture_network.py`)."""
 
     def __post_init__(self) -> None:
         """Checks the text and the grids."""
@@ -88,7 +88,8 @@ def tuning_text(articles: ArticleSet, config: TuningConfig, mode: Mode) -> Tunin
     """The first tokens of some validation articles; laid end to end when the mode is `carry`.
 
     There an article that is cut keeps its last tokens, so that what stands before a title is what
-    stands there in the whole text: that shows where an article begins (`article_starts.py`).
+    stands there in the whole text: that shows where an article begins
+    (`reading/article_starts.py`).
     """
     carries = mode == "carry"
     tokens = (config.carry_tokens or config.tokens) if carries else config.tokens

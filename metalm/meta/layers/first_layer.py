@@ -4,7 +4,7 @@ Where the pictures have few channels, their convolution is cheap and its maps ar
 network. A batch normalisation takes one channel after the other, so that a block of channels goes
 all the way from the pictures to the maxima before the next one comes; what lies between is worked
 out again on the way back, in blocks, too, and never kept. The equations are those of
-`map_kernels.py`, with
+`kernels/map_kernels.py`, with
 
     x = kernel * pictures + bias      dkernel = pictures * dx      dbias = sum of dx
 

@@ -1,7 +1,8 @@
 """Batch normalisation, ReLU and maxima over 2 x 2 as one operation that is differentiable twice.
 
 One after the other they read and write every map several times, forth and back, and keep four
-copies for the backward pass; this keeps the maps that came in. `map_kernels.py` has the equations.
+copies for the backward pass; this keeps the maps that came in.
+`kernels/map_kernels.py` has the equations.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Kept(NamedTuple):
     x: Tensor
     """Contiguous, ``[items, channels, height, width]``."""
     places: Tensor
-    """uint8, like y; see `map_kernels.py`."""
+    """uint8, like y; see `kernels/map_kernels.py`."""
     gamma: Tensor
     """``[channels]``."""
     mean: Tensor

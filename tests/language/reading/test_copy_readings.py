@@ -7,9 +7,9 @@ import pytest
 from torch import nn
 
 from metalm.language.reading.copy_readings import Request, read_copies
+from metalm.language.reading.curves import DISTANCE, FLUSH
 from metalm.language.reading.methods import Method
 from metalm.language.reading.reader import CacheGrid, Reader
-from metalm.language.reading.reading_curves import DISTANCE, FLUSH
 
 GRID = CacheGrid(thetas=(0.5, 2.0), window=6)
 SGD = Method(

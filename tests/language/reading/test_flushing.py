@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from metalm.adapt import AdaptiveReader
+from metalm.language.reading.article_starts import WINDOW
+from metalm.language.reading.curves import DISTANCE, FLUSH, UPDATE, CurveRecorder
 from metalm.language.reading.flushing import Flushing
 from metalm.language.reading.reader import Reader
-from metalm.language.reading.reading_curves import DISTANCE, FLUSH, UPDATE, CurveRecorder
 from metalm.language.run.experiment import evaluate, tune_run
 from metalm.language.run.trained import load_trained
-from metalm.language.text.article_starts import WINDOW
 from metalm.language.text.vocabulary import END_OF_LINE
 from metalm.language.tuning.comparison import compared_methods
 from metalm.meta.rules import GradientDescent

@@ -11,7 +11,7 @@ from metalm.language.reading.cache import CacheConfig, CacheMemory
 from metalm.language.reading.flushing import Flushing
 from metalm.language.reading.methods import Method, TrainedModels
 from metalm.language.reading.reader import CacheGrid, Reader
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.store import ReadingStore
 from metalm.language.run.scoring import score_split
 from metalm.language.training.meta_training_config import RuleTrainingConfig, starting_rule
 from metalm.meta.rules import GradientDescent
@@ -26,7 +26,8 @@ KINDS = ("static", "gradient descent", "rms decay", "learned rates")
 NETWORKS = ("gated", "lstm", "momentum")
 SEGMENT = 4
 # Nats a token: of one, and on average. Logits of about 1 are rounded by 2^-9 of themselves, and so
-# is what they are made from; 36 tokens average little. `reader.py` states it for whole articles.
+# is what they are made from; 36 tokens average little.
+# `reading/reader.py` states it for whole articles.
 ONE, MEAN = 0.1, 0.005
 
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from metalm.language.reading.curves import CurveRecorder
 from metalm.language.reading.flushing import Flushing
 from metalm.language.reading.methods import Method
 from metalm.language.reading.reader import CacheGrid, Reader
-from metalm.language.reading.reading_curves import CurveRecorder
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.store import ReadingStore
 from metalm.language.reading.unfinished import Unfinished
 from metalm.language.run.scoring import score_split
 from metalm.meta.rules import GradientDescent

@@ -8,7 +8,7 @@ import pytest
 
 from metalm.analysis.scores import Scores
 from metalm.language import own_texts, ship
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.store import ReadingStore
 from metalm.language.run import experiment
 from metalm.language.run.run_folder import RunFolder
 from metalm.language.run.scoring import score_split

@@ -8,7 +8,7 @@ from metalm.language.reading.cache import CacheConfig
 from metalm.language.reading.copies import nats_of_copies
 from metalm.language.reading.methods import Method
 from metalm.language.reading.reader import CacheGrid, Reader
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.store import ReadingStore
 from metalm.language.run.mixtures import kept_mixtures, run_mixtures
 from metalm.language.run.run_folder import RunFolder
 from metalm.language.run.scoring import score_split

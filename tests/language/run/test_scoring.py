@@ -10,7 +10,7 @@ from metalm.language.reading.copies import nats_of_copies
 from metalm.language.reading.methods import Method
 from metalm.language.reading.mixing import mixture
 from metalm.language.reading.reader import CacheGrid, Reader
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.store import ReadingStore
 from metalm.language.run.scoring import score_split
 from metalm.language.tuning.comparison import compared_methods, tune_all
 from metalm.language.tuning.trials import Trial

@@ -9,7 +9,7 @@ from metalm.language.reading.cache import CacheConfig
 from metalm.language.reading.method_readings import MethodReadings, read_methods
 from metalm.language.reading.methods import Method
 from metalm.language.reading.reader import Reader, Readings
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.store import ReadingStore
 from metalm.language.run.run_folder import RunFolder
 from metalm.language.run.scoring import score_split
 from metalm.language.run.temperatures import Temperatures, best_temperature, run_temperatures

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from metalm.language.text.article_starts import (
+from metalm.language.reading.article_starts import (
     WINDOW,
     ArticleStarts,
     train_article_starts,

@@ -14,18 +14,19 @@ from metalm.language.network.model import LanguageModel
 from metalm.language.network.segment_loss import SegmentLoss
 from metalm.language.pretrained import Pretrained
 from metalm.language.reading.reader import Reader
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.store import ReadingStore
 from metalm.language.run import experiment
 from metalm.language.run import stages as stages_module
 from metalm.language.run.run_folder import RunFolder
 from metalm.language.run.scoring import score_split
 from metalm.language.run.stages import Stages
-from metalm.language.run.trained import empty_rule, load_trained
+from metalm.language.run.trained import load_trained
 from metalm.language.text.article_batches import ArticleRows
 from metalm.language.training.meta_training import MetaTraining
 from metalm.language.training.meta_training_config import (
     JointTrainingConfig,
     RuleTrainingConfig,
+    empty_rule,
     starting_rule,
 )
 from metalm.meta.parameters import split

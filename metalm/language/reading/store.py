@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from metalm.language.reading.curves import Curves
 from metalm.language.reading.reader import Readings
-from metalm.language.reading.reading_curves import Curves
 from metalm.language.reading.unfinished import Unfinished
 from metalm.training import checkpoint
 from metalm.training.processes import is_first

@@ -14,7 +14,7 @@ from torch import Tensor
 from metalm.language.network.model import ModelState
 from metalm.language.network.segment_loss import SegmentLoss, SegmentScore
 from metalm.language.reading.cache import CacheMemory
-from metalm.language.reading.reading_curves import CurveRecorder
+from metalm.language.reading.curves import CurveRecorder
 from metalm.language.text.article_batches import ArticleRows, SegmentBatch
 from metalm.meta.parameters import Parameters
 from metalm.meta.tree import formed, transform

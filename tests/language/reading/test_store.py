@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from metalm.language.reading.reader import Readings
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.store import ReadingStore
 
 DESCRIPTION = {"learning": "rms", "settings": {"rate": 0.1 + 0.2}, "cache": [[0.5, 2.0], 6]}
 LENGTHS = (3, 1, 5)

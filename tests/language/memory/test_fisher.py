@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from metalm.language.memory import fisher as fisher_module
+from metalm.language.memory.fisher import kept_fisher, spread, training_fisher
 from metalm.language.text.streams import TokenStreams
-from metalm.language.training import fisher as fisher_module
-from metalm.language.training.fisher import kept_fisher, spread, training_fisher
 
 NAMES = ("embedding.weight", "layers.1.input_weight", "decoder.bias")
 SEGMENT, SEED = 2, 3

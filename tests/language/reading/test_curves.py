@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from metalm.language.reading.methods import Method, TrainedModels
-from metalm.language.reading.reader import Reader
-from metalm.language.reading.reading_curves import (
+from metalm.language.reading.curves import (
     DISTANCE,
     FLUSH,
     UPDATE,
@@ -12,7 +10,9 @@ from metalm.language.reading.reading_curves import (
     Curves,
     along_articles,
 )
-from metalm.language.reading.reading_store import ReadingStore
+from metalm.language.reading.methods import Method, TrainedModels
+from metalm.language.reading.reader import Reader
+from metalm.language.reading.store import ReadingStore
 from metalm.language.run.scoring import score_split
 from metalm.meta.rules.gated import Gated
 from metalm.meta.rules.learned_rates import LearnedRates

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from metalm.language.text.window_lengths import WindowLengths, WindowPlan
+from metalm.language.training.window_lengths import WindowLengths, WindowPlan
 
 PUBLISHED = WindowLengths(70, 0.05, 5.0, 5)
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from metalm.language.memory.related import nearest_earlier, similarities
+from metalm.language.memory.related_articles import nearest_earlier, similarities
 
 TEXTS = [
     "the storm , the storm . <unk>",

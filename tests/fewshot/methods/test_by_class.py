@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from metalm.fewshot.tasks.by_class import class_best, class_logsumexp, class_means, class_sums
+from metalm.fewshot.methods.by_class import class_best, class_logsumexp, class_means, class_sums
 
 GENERATOR = torch.Generator().manual_seed(0)
 TARGETS = torch.tensor([[2, 0, 1, 2, 0], [0, 1, 1, 2, 1]])
