@@ -9,8 +9,8 @@ In bfloat16, where that is asked for, are the matrix products of the model and o
 (autocast, and `network/products.py`). Fast weights, the state of the rule and its step, the hidden
 state between segments, losses and softmax, and all of the cache are in float32, and so is the
 network that tells where articles begin. Within a segment the fused kernel of layers that all rows
-share keeps its hidden state in bfloat16. Perplexities of 6,000 tokens or more then come out within 0.1 %
-of those in float32, of an article's first 1,500 within 0.5 %, single tokens within 0.4 nats
+share keeps its hidden state in bfloat16. Perplexities of 6,000 tokens or more then come out within
+0.1 % of those in float32, of an article's first 1,500 within 0.5 %, single tokens within 0.4 nats
 (measured on WikiText-2, EXPERIMENTS.md); so far they may also depend on how many are read at once.
 """
 
