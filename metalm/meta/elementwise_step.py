@@ -45,8 +45,13 @@ def step(
 
 
 def as_tensor(number: Number, like: Tensor) -> Tensor:
-    """A number as a tensor of this dtype and device; a tensor stays the tensor it is."""
-    return torch.as_tensor(number, dtype=like.dtype, device=like.device)
+    """A number as a tensor of this dtype and device; a tensor stays the tensor it is.
+
+    A GPU writes the number itself, so that nobody waits and a graph may be captured of it.
+    """
+    if isinstance(number, Tensor):
+        return number.to(like)
+    return torch.full((), number, dtype=like.dtype, device=like.device)
 
 
 def kernels_for(tensor: Tensor) -> ModuleType:

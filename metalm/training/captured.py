@@ -8,8 +8,10 @@ repeats what the function did while it was captured, on the same memory.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,12 @@ _log = logging.getLogger(__name__)
 
 _WARM_UP = 2
 """Calls before the first capture, in which libraries set themselves up."""
+
+
+@cache
+def _aside() -> torch.cuda.Stream:
+    """A stream of its own, as CUDA demands; one for all, since libraries keep memory for each."""
+    return torch.cuda.Stream()
 
 
 class _Graph(NamedTuple):
@@ -42,34 +50,27 @@ class Captured:
         function: reads and writes, beside its arguments and results, only memory that stays where
             it is, such as parameters and their gradients, and never asks what a number is. Random
             numbers go on from call to call as they do without a graph.
+        patience: calls of a shape that are done as they stand before it is captured, which takes as
+            long as a few.
     """
 
-    def __init__(self, function: Function) -> None:
-        self.function = function
+    def __init__(self, function: Function, patience: int = 0) -> None:
+        self.function, self.patience = function, patience
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
+        self._calls: Counter[tuple[torch.Size, ...]] = Counter()
         self._pool = torch.cuda.graph_pool_handle()
-        self._aside = torch.cuda.Stream()
         self._failed = False
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the function gives, in memory of the caller's own."""
         shapes = tuple(tensor.shape for tensor in tensors)
-        if shapes not in self._graphs and not self._failed:
-            try:
-                self._graphs[shapes] = self._capture(tensors)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                self._failed = True
-                self._graphs.clear()
-                what = " ".join(str(error).splitlines()[:2])
-                _log.warning(
-                    "no CUDA graph of this computation, which goes on without: the same results, "
-                    "more slowly (%s)",
-                    what,
-                )
         if self._failed:
             return self.function(*tensors)
+        if shapes not in self._graphs:
+            early = self._calls.total() < _WARM_UP or self._calls[shapes] < self.patience
+            self._calls[shapes] += 1
+            if early or not self._capture(shapes, tensors):
+                return self._as_it_stands(tensors)
         graph, taken, given = self._graphs[shapes]
         for place, tensor in zip(taken, tensors, strict=True):
             place.copy_(tensor)
@@ -77,14 +78,42 @@ class Captured:
         # The graphs share the memory of all that is between, which the next one writes over.
         return tuple(tensor.clone() for tensor in given)
 
-    def _capture(self, tensors: tuple[Tensor, ...]) -> _Graph:
-        """On a stream of its own, as CUDA demands."""
+    def release(self) -> None:
+        """Gives back the memory of all that was captured."""
+        if self._graphs:
+            self._graphs.clear()
+            torch.cuda.empty_cache()
+
+    def _as_it_stands(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """On the stream that it will be captured on, for which libraries set themselves up."""
+        _aside().wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(_aside()):
+            given = self.function(*tensors)
+        torch.cuda.current_stream().wait_stream(_aside())
+        return given
+
+    def _capture(self, shapes: tuple[torch.Size, ...], tensors: tuple[Tensor, ...]) -> bool:
+        """Captures the function; whether that was possible."""
+        try:
+            self._graphs[shapes] = self._captured(tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._failed = True
+            self._graphs.clear()
+            what = " ".join(str(error).splitlines()[:2])
+            _log.warning(
+                "no CUDA graph of this computation, which goes on without: the same results, "
+                "more slowly (%s)",
+                what,
+            )
+        return not self._failed
+
+    def _captured(self, tensors: tuple[Tensor, ...]) -> _Graph:
         taken = tuple(tensor.detach().clone() for tensor in tensors)
         graph = torch.cuda.CUDAGraph()
-        self._aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._aside):
-            for _ in range(0 if self._graphs else _WARM_UP):
-                self.function(*taken)
+        _aside().wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(_aside()):
             graph.capture_begin(pool=self._pool)
             try:
                 given = self.function(*taken)
@@ -93,5 +122,5 @@ class Captured:
                     graph.capture_end()
                 raise
             graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._aside)
+        torch.cuda.current_stream().wait_stream(_aside())
         return _Graph(graph, taken, given)

@@ -69,6 +69,22 @@ class CacheMemory:
         self._keys = torch.empty(0, 0)
         self._tokens = torch.empty(0, dtype=torch.int64)
         self._kept = range(0)
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def waiting(self) -> int:
+        """How many pairs wait to be scored."""
+        return sum(len(targets) for _, targets in self._waiting)
+
+    def wait(self, features: Tensor, targets: Tensor) -> None:
+        """Keeps pairs as `score` takes them, to be scored together with those after them."""
+        self._waiting.append((features, targets))
+
+    def score_waiting(self, thetas: Tensor, *, confidence: bool = False) -> CacheScore:
+        """Scores all pairs that wait, in their order; see `score`."""
+        features, targets = (torch.cat(part) for part in zip(*self._waiting, strict=True))
+        self._waiting = []
+        return self.score(features, targets, thetas.to(features), confidence=confidence)
 
     @property
     def tokens(self) -> Tensor:

@@ -160,7 +160,8 @@ def _together(models: TrainedModels, requests: Sequence[Request], most: int) -> 
         flushes, rule = _flushes_and_rule(models.rule(method))
         alone = most == 1 or not isinstance(rule, AbstractStepRule)
         names = models.fast_names(method)
-        shared = (method.model, method.segment, method.surprise, names, flushes, grid)
+        model = id(models.model(method))
+        shared = (model, method.segment, method.surprise, names, flushes, grid)
         groups.setdefault(place if alone else shared, []).append(place)
     for group in groups.values():
         for start in range(0, len(group), most):

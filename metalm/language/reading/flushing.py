@@ -99,9 +99,13 @@ class Flushing(AbstractUpdateRule):
     ) -> FlushState:
         """The same step in place; see `AbstractUpdateRule.update_`."""
         flush, before, inner = state
-        for place in flush.nonzero().tolist():  # [row], or [] for the whole tensor
+        if flush.is_cuda:  # one more pass over memory, which no processor waits for
             for name, weight in fast.items():
-                weight[tuple(place)] = slow[name]
+                torch.where(_beside(flush, weight), slow[name], weight, out=weight)
+        else:
+            for place in flush.nonzero().tolist():  # [row], or [] for the whole tensor
+                for name, weight in fast.items():
+                    weight[tuple(place)] = slow[name]
         inner = self.inner.update_(fast, gradients, slow, inner, coefficients)
         return FlushState(flush, before, inner)
 

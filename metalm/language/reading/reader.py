@@ -28,6 +28,7 @@ from torch import Tensor
 from metalm.language.network.model import LanguageModel, ModelState
 from metalm.language.network.segment_loss import SegmentLoss, SegmentScore, lost_rows
 from metalm.language.reading.cache import CacheMemory
+from metalm.language.reading.captured_step import CapturedStep, Stepped
 from metalm.language.reading.curves import CurveRecorder, Curves
 from metalm.language.reading.standing import Memory, Standing, TokenScores
 from metalm.language.reading.unfinished import Unfinished
@@ -166,6 +167,7 @@ class Reader:
         was_training = self.model.training
         self.model.eval()
         progress = progress or _silent
+        steps = _Steps(self)
         try:
             standing = self._begin_or_go_on(texts, rows, recorder, unfinished)
             batch_rows, memory, scores = standing.rows, standing.memory, standing.scores
@@ -175,10 +177,11 @@ class Reader:
             while len(batch_rows) > 0:
                 places = batch_rows.positions
                 batch = batch_rows.take(self.segment, self.model.embedding.weight.device)
-                score = self._score_and_learn(batch, memory)
+                score, lost = steps(batch, memory)
                 tokens, nats = scores.keep(places, batch, score, memory.caches)
                 progress(tokens, nats)
-                for row in self._fall_back(batch, score, memory):
+                for row in _which(lost):
+                    self._begin_again(row, batch_rows.positions[row], memory, scores)
                     standing.fallbacks[places[row][0]] += 1
                 if recorder is not None:
                     recorder.note(batch_rows.positions, memory.fast, memory.rule_state)
@@ -187,6 +190,7 @@ class Reader:
                 if unfinished is not None and len(batch_rows) > 0:
                     unfinished.keep(standing.tree)
         finally:
+            steps.release()
             self.model.train(was_training)
         curves = [] if recorder is None else recorder.curves()
         return Readings(
@@ -251,11 +255,17 @@ class Reader:
         with reduced_products(batch.inputs.device, self.bfloat16):
             return self.loss(parameters, batch, state)
 
-    def _score_and_learn(self, batch: SegmentBatch, memory: Memory) -> SegmentScore:
+    def step(self, batch: SegmentBatch, memory: Memory) -> Stepped:
+        """Scores a segment and learns from it.
+
+        Rows are lost whose rule blew up: weights that are not finite, or a segment far worse than a
+        uniform guess. Both are known before the next segment is scored, and the segment keeps the
+        score that it got.
+        """
         if self.rule is None:
             with torch.no_grad():
                 _, said, memory.state = self._loss(self.rest, batch, memory.state)
-            return said
+            return Stepped(said, None)
         unrolled = unroll(
             self._loss,
             self.rule,
@@ -275,26 +285,18 @@ class Reader:
             unrolled.state,
         )
         score: SegmentScore = unrolled.aux[0]
-        return score
-
-    @torch.no_grad()
-    def _fall_back(self, batch: SegmentBatch, score: SegmentScore, memory: Memory) -> list[int]:
-        """Puts rows whose rule blew up back to W_0 and a zero hidden state; says which.
-
-        The segment keeps the score that it got. What counts are weights that are not finite, and a
-        segment far worse than a uniform guess: both are known before the next segment is scored.
-        """
-        if self.rule is None:
-            return []
         lost = lost_rows(score, batch, self.model.config.vocabulary_size)
         for weight in memory.fast.values():
-            lost |= ~weight.flatten(1).sum(1).isfinite()
-        rows: list[int] = lost.nonzero().flatten().tolist()
-        if rows:
-            self._begin(memory, rows)
-            for row in rows:
-                memory.caches[row] = self._new_cache()
-        return rows
+            lost = lost | ~weight.flatten(1).sum(1).isfinite()
+        return Stepped(score, lost)
+
+    def _begin_again(
+        self, row: int, place: tuple[int, int], memory: Memory, scores: TokenScores
+    ) -> None:
+        """Puts a row back to W_0, a zero hidden state and an empty cache, in place."""
+        scores.settle(place, memory.caches[row])
+        self._begin(memory, [row])
+        memory.caches[row] = self._new_cache()
 
     def _begin(self, memory: Memory, rows: Sequence[int]) -> None:
         """Fresh fast weights, rule state and hidden state in these rows, in place."""
@@ -324,6 +326,38 @@ class Reader:
             [memory.caches[row] for row in keep],
             memory.coefficients,
         )
+
+
+class _Steps:
+    """The steps of a reading: on a GPU as a graph of the rows that are read just now.
+
+    Args:
+        reader: what is done.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._captured: CapturedStep | None = None
+
+    def __call__(self, batch: SegmentBatch, memory: Memory) -> Stepped:
+        if not batch.inputs.is_cuda:
+            return self._reader.step(batch, memory)
+        if self._captured is None or self._captured.memory is not memory:
+            self.release()
+            self._captured = CapturedStep(self._reader.step, memory)
+        return self._captured(batch)
+
+    def release(self) -> None:
+        """Gives back the memory of the graphs."""
+        if self._captured is not None:
+            self._captured.release()
+            self._captured = None
+
+
+def _which(rows: Tensor | None) -> list[int]:
+    """Numbers of the rows that are marked."""
+    found: list[int] = [] if rows is None else rows.nonzero().flatten().tolist()
+    return found
 
 
 def _silent(tokens: int, nats: float) -> None:

@@ -20,6 +20,10 @@ from metalm.meta.parameters import Parameters
 from metalm.meta.tree import formed, transform
 from metalm.meta.update_rule import Coefficients, RuleState
 
+_TOGETHER = 512
+"""Tokens of a row that its cache scores together on a GPU, where each question takes long; what it
+says of a token does not depend on it."""
+
 
 @dataclass
 class Memory:
@@ -55,8 +59,10 @@ class Standing:
     """That were spent so far."""
 
     def tree(self) -> dict[str, Any]:
-        """All of it as tensors and plain values."""
+        """All of it as tensors and plain values; no token is left for the caches to score."""
         memory = self.memory
+        for place, cache in zip(self.rows.positions, memory.caches, strict=True):
+            self.scores.settle(place, cache)
         return {
             "positions": [list(position) for position in self.rows.positions],
             "entered": self.rows.entered,
@@ -124,10 +130,12 @@ class TokenScores:
         caches: Sequence[CacheMemory | None],
     ) -> tuple[int, float]:
         """Writes the scores of one segment; returns how many, and their sum in nats."""
-        counts = batch.mask.sum(0).long().tolist()
+        time = len(batch.targets)
+        counts = [min(time, len(self.nats[text]) - start) for text, start in places]
         nats = score.nats.double().cpu().numpy()
         sure = None if score.confidence is None else score.confidence.float().cpu().numpy()
         tempered = None if score.tempered is None else score.tempered.double().cpu().numpy()
+        together = _TOGETHER if score.nats.is_cuda else 1
         for row, ((text, start), count) in enumerate(zip(places, counts, strict=True)):
             now = slice(start, start + count)
             self.nats[text][now] = nats[:count, row]
@@ -135,18 +143,29 @@ class TokenScores:
                 self.confidence[text][:2, now] = sure[:, :count, row]
             if tempered is not None:
                 self.tempered[text][:, now] = tempered[:, :count, row]
-            memory = caches[row]
-            if memory is not None:
-                found = memory.score(
-                    score.features[:count, row],
-                    batch.targets[:count, row],
-                    self.thetas.to(score.features),
-                    confidence=sure is not None,
-                )
-                self.cache[text][:, now] = found.log_probabilities.double().cpu().numpy()
-                if sure is not None:
-                    self.confidence[text][2:, now] = found.confidence.float().cpu().numpy()
+            cache = caches[row]
+            if cache is not None:
+                cache.wait(score.features[:count, row], batch.targets[:count, row])
+                end = start + count
+                if cache.waiting >= together or end == len(self.nats[text]):
+                    self.settle((text, end), cache)
         return sum(counts), float(nats.sum())
+
+    def settle(self, place: tuple[int, int], cache: CacheMemory | None) -> None:
+        """Scores the tokens of a row that its cache has not been asked for yet.
+
+        Args:
+            place: the row's text, and how many of its tokens were read.
+            cache: of the row; None for no cache.
+        """
+        if cache is None or not cache.waiting:
+            return
+        text, end = place
+        now = slice(end - cache.waiting, end)
+        found = cache.score_waiting(self.thetas, confidence=bool(self.confidence))
+        self.cache[text][:, now] = found.log_probabilities.double().cpu().numpy()
+        if self.confidence:
+            self.confidence[text][2:, now] = found.confidence.float().cpu().numpy()
 
     def so_far(self) -> tuple[int, float]:
         """How many tokens were scored, and the sum of their losses in nats."""

@@ -84,7 +84,7 @@ def score_split(
     traces: list[Trace] = []
     words = [article.words for article in articles]
     groups = _sharing_a_reading(methods)
-    requests = _requests(groups, side_by_side=mode == "carry")
+    requests = _requests(models, groups, side_by_side=mode == "carry")
     texts: list[NDArray[np.int32]] = [article.tokens for article in articles]
     if mode == "carry":
         texts = [np.concatenate(texts)]
@@ -280,22 +280,25 @@ def _key(copy: Method) -> str:
     return json.dumps([copy.model, copy.learning, copy.segment, sorted(copy.settings.items())])
 
 
-def _requests(groups: Mapping[str, Sequence[Method]], *, side_by_side: bool) -> dict[str, Request]:
+def _requests(
+    models: TrainedModels, groups: Mapping[str, Sequence[Method]], *, side_by_side: bool
+) -> dict[str, Request]:
     """What is read for each key: a copy, and the probabilities of every cache that is mixed in.
 
     Where methods may be read side by side, those with one model and length of segments get the
     same, as `read_copies` wants it.
     """
+
+    def family(key: str) -> object:
+        method = groups[key][0]
+        return (id(models.model(method)), method.segment) if side_by_side else key
+
     beside: dict[object, list[CacheConfig]] = {}
     for key, group in groups.items():
         caches = [method.cache for method in group if method.cache is not None]
-        family = (group[0].model, group[0].segment) if side_by_side else key
-        beside.setdefault(family, []).extend(caches)
+        beside.setdefault(family(key), []).extend(caches)
     return {
-        key: Request(
-            _copy_of(group[0], key),
-            _grid(beside[(group[0].model, group[0].segment) if side_by_side else key]),
-        )
+        key: Request(_copy_of(group[0], key), _grid(beside[family(key)]))
         for key, group in groups.items()
     }
 

@@ -161,6 +161,9 @@ class Stages:
     def _control(self) -> None:
         config = self.config
         before = self._load("base")
+        if config.joint.tokens == 0:
+            self._save("control", model=before["model"])
+            return
         model = self._model(before)
         base_steps, more = self._total_steps
         training = BaseTraining(
@@ -198,6 +201,9 @@ class Stages:
     def _joint(self) -> None:
         config = self.config.joint
         before = self._load("base")
+        if config.tokens == 0:
+            self._save("joint", model=before["model"], rule=self._load("rule")["rule"])
+            return
         model = self._model(before)
         names = choose(model, self.config.rule.adapt)
         rule = load_rule(self.folder, "rule", self.config, names).requires_grad_(True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
+
 from metalm.language.network.model import LanguageModel
 from metalm.language.reading.article_starts import ArticleStarts, train_article_starts
 from metalm.language.reading.methods import TrainedModels
@@ -43,6 +45,8 @@ def load_trained(
     for name in ("control", "joint"):
         if folder.has(name):
             models[name] = load_model(folder, name, config)
+    if {"joint", "control"} <= models.keys() and _are_same(models["joint"], models["control"]):
+        models["joint"] = models["control"]  # one model, with which rivals read side by side
     empty = LanguageModel(config.model)
     names = choose(empty, config.rule.adapt)
     rival_names = choose(empty, config.tuning.adapt)
@@ -158,6 +162,12 @@ def count_gradients(
             bar.close()
     as_first(list(rms.values()))
     return rms
+
+
+def _are_same(one: LanguageModel, other: LanguageModel) -> bool:
+    """Whether two models have the same weights."""
+    weights = other.state_dict()
+    return all(torch.equal(weight, weights[name]) for name, weight in one.state_dict().items())
 
 
 def _check_shapes(folder: RunFolder, name: str, expected: Parameters, found: Parameters) -> None:

@@ -25,6 +25,7 @@ class MetaTrainingConfig:
 
     SECTION: ClassVar[str]
     """Its name on the command line."""
+    LEAST_TOKENS: ClassVar[int] = 1
     tokens: int
     """Tokens read."""
     rows: int
@@ -56,7 +57,8 @@ class MetaTrainingConfig:
 
     def __post_init__(self) -> None:
         """Checks that the parts of the recipe fit."""
-        refuse_below(self, self.SECTION, "tokens", "rows", "segment")
+        refuse_below(self, self.SECTION, "tokens", least=self.LEAST_TOKENS)
+        refuse_below(self, self.SECTION, "rows", "segment")
         if not 0 <= self.carry_rows <= self.rows:
             raise ValueError(
                 "rows that carry on are some of the rows; expected carry_rows from 0 to rows, that "
@@ -124,8 +126,10 @@ class JointTrainingConfig(MetaTrainingConfig):
     """Training of the rule and W_0 together, on all training articles."""
 
     SECTION = "joint"
+    LEAST_TOKENS = 0
     tokens: int = 3_000_000
-    """Tokens read; the control of the base reads as many."""
+    """Tokens read; the control of the base reads as many. 0 leaves both at the base: what is
+    compared then are ways to read with the same weights."""
     rows: int = 16
     """Articles read at once, each with its own fast weights."""
     unroll: int = 8

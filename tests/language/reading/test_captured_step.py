@@ -1,0 +1,148 @@
+"""Reading by a captured step, on a processor: what a graph is given and what it leaves.
+
+The graph itself is stood in for by calls of what it was captured from; on a GPU, see
+`tests/language/test_on_cuda.py`.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from metalm.language.reading import captured_step
+from metalm.language.reading.article_starts import ArticleStarts
+from metalm.language.reading.captured_step import CapturedStep
+from metalm.language.reading.flushing import Flushing
+from metalm.language.reading.reader import CacheGrid, Reader
+from metalm.language.training.meta_training_config import RuleTrainingConfig, starting_rule
+from metalm.meta.kernels import cpu_kernels
+from metalm.meta.parameters import choose
+from metalm.meta.rules.gradient_descent import GradientDescent
+from metalm.meta.rules.rms_decay import RmsDecay
+from metalm.meta.rules.side_by_side import SideBySide
+
+PATTERNS = ("embedding.*", "decoder.*", "*input_weight", "*_bias")
+
+
+class Repeated:
+    """Calls the function, with tensors of its own in and out, as a graph does."""
+
+    def __init__(self, function, patience):
+        self.function = function
+
+    def __call__(self, *tensors):
+        return tuple(found.clone() for found in self.function(*(t.clone() for t in tensors)))
+
+    def release(self):
+        pass
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """A reader that takes the way of a GPU."""
+    monkeypatch.setattr(captured_step, "Captured", Repeated)
+
+    def of(reader):
+        made = []
+        step = reader.step
+
+        def of_memory(batch, memory):
+            if not made or made[-1].memory is not memory:
+                made.append(CapturedStep(step, memory))
+            return made[-1](batch)
+
+        reader.step = of_memory
+        return reader
+
+    return of
+
+
+def rule_of(kind, model):
+    names = choose(model, PATTERNS)
+    torch.manual_seed(1)
+    rms = {name: torch.rand_like(model.get_parameter(name)) + 0.1 for name in names}
+    krause = RmsDecay(rms, 0.05, 0.01, 0.1)
+    if kind == "rms":
+        return krause
+    if kind == "sgd":
+        return GradientDescent(0.3, 0.01)
+    if kind == "side by side":
+        sizes = [krause.coefficients(), GradientDescent(0.3).coefficients()]
+        return SideBySide(sizes)
+    if kind == "flushing":
+        starts = ArticleStarts(model.config.vocabulary_size).requires_grad_(False)
+        torch.nn.init.normal_(starts.vectors.weight)
+        starts.out.bias.fill_(0.0)
+        return Flushing(krause, starts)
+    return starting_rule(rms, RuleTrainingConfig(kind=kind)).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "kind", ["rms", "sgd", "side by side", "flushing", "momentum", "lstm", "gated", "none"]
+)
+def test_it_reads_the_same(tiny_model, captured, kind):
+    model = tiny_model().eval().requires_grad_(False)
+    random = np.random.default_rng(0)
+    texts = [random.integers(0, 11, length).astype(np.int32) for length in (33, 26, 41)]
+    if kind == "side by side":
+        texts = [texts[0]] * 2
+    rule = None if kind == "none" else rule_of(kind, model)
+    asked = {
+        "cache": CacheGrid(thetas=(0.3, 1.0), window=20),
+        "confidence": True,
+        "temperatures": (0.8, 1.2),
+    }
+
+    def reader():
+        return Reader(model, rule, choose(model, PATTERNS), 4, **asked)
+
+    expected = reader().read(texts, 2)
+    found = captured(reader()).read(texts, 2)
+    for part in ("nats", "cache", "confidence", "tempered"):
+        for one, other in zip(getattr(found, part), getattr(expected, part), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert found.fallbacks == expected.fallbacks
+
+
+class Watch(TorchDispatchMode):
+    """Writes down what makes a processor wait for a GPU, which no graph can be captured of."""
+
+    WAITS = ("_local_scalar_dense", "lift_fresh", "nonzero", "unique", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in str(func) for name in self.WAITS):
+            self.seen.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["rms", "sgd", "side by side", "momentum", "rates", "none"])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_step_asks_nowhere_what_a_number_is(tiny_model, monkeypatch, kind, bfloat16):
+    monkeypatch.setattr(cpu_kernels, "fits", lambda tensor: False)  # what a GPU has no use for
+    monkeypatch.setattr("metalm.language.network.products.quickest_float32", _nothing)
+    model = tiny_model().eval().requires_grad_(False)
+    rule = None if kind == "none" else rule_of(kind, model)
+    texts = [np.arange(20, dtype=np.int32) % 11] * 2
+    reader = Reader(
+        model, rule, choose(model, PATTERNS), 4, confidence=True, temperatures=(0.9,), surprise=0.5
+    )
+    reader.bfloat16 = bfloat16
+    watch, step = Watch(), reader.step
+
+    def watched(batch, memory):
+        with watch:
+            return step(batch, memory)
+
+    reader.step = watched
+    reader.read(texts, 2)
+    assert not watch.seen
+
+
+def _nothing(left):
+    from contextlib import nullcontext
+
+    return nullcontext()
