@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from metalm.language.reading import captured_step
 from metalm.language.reading.reader import CacheGrid, Reader
 from metalm.language.training.awd_training import AwdTraining, AwdTrainingConfig
 from metalm.language.training.base_training import BaseTraining, BaseTrainingConfig
@@ -136,9 +137,12 @@ def test_steps_of_ordinary_training(tiny_model, articles):
     same(ends[1][1], ends[0][1])
 
 
+@pytest.mark.parametrize("patience", [2, 1000])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("kind", ["static", "rms decay", "learned rates"])
-def test_reading(tiny_model, texts, learning, kind, rows):
+def test_reading(tiny_model, texts, learning, monkeypatch, kind, rows, patience):
+    """By CUDA graphs from the third step of a batch on, and without."""
+    monkeypatch.setattr(captured_step, "PATIENCE", patience)
     model = tiny_model()
     rule, _ = learning(kind, model)
     names = [name for name, _ in model.named_parameters()]

@@ -26,6 +26,7 @@ class Graph:
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
+    monkeypatch.setattr("metalm.training.captured._aside", Stream)
     for name, value in {
         "graph_pool_handle": lambda: 0,
         "Stream": Stream,
@@ -45,11 +46,45 @@ def test_what_cannot_be_captured_is_done_as_it_stands(caplog):
 
     captured = Captured(function)
     with caplog.at_level(logging.WARNING):
-        for number in (1.0, 3.0):
+        for number in (1.0, 3.0, 5.0, 7.0):
             (found,) = captured(torch.tensor([number]))
             assert found.tolist() == [2 * number]
     assert caplog.text.count("capture was invalidated") == 1  # said once, tried once
-    assert len(calls) == 3 + 2  # two to warm up, one captured; then each call
+    assert len(calls) == 4 + 1  # each call, and the one that was to be captured
+
+
+def test_a_shape_is_captured_after_as_many_calls_as_it_was_given_patience(monkeypatch):
+    captures = []
+
+    class Counting(Graph):
+        def capture_begin(self, pool):
+            captures.append(pool)
+
+        def capture_end(self):
+            pass
+
+        def replay(self):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Counting)
+    calls = []
+
+    def function(tensor):
+        calls.append(len(tensor))
+        return (2 * tensor,)
+
+    captured = Captured(function, patience=3)
+    for _ in range(3):
+        assert captured(torch.ones(1))[0].tolist() == [2.0]
+    assert calls == [1, 1, 1]
+    assert not captures
+    for _ in range(2):  # captured once; what is replayed here is nothing
+        captured(torch.ones(1))
+    assert calls == [1, 1, 1, 1]
+    assert len(captures) == 1
+    captured(torch.ones(2))  # another shape has patience of its own
+    assert calls[-1] == 2
+    assert len(captures) == 1
 
 
 def test_the_first_fault_is_what_is_said(caplog):
@@ -60,8 +95,10 @@ def test_the_first_fault_is_what_is_said(caplog):
         return (tensor,)
 
     calls = []
+    captured = Captured(function)
+    captured(torch.ones(1)), captured(torch.ones(1))
     with pytest.raises(RuntimeError, match="not permitted"):
-        Captured(function)(torch.ones(1))
+        captured(torch.ones(1))
     assert "operation not permitted" in caplog.text
     assert "invalidated" not in caplog.text
 

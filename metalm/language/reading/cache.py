@@ -57,6 +57,14 @@ class CacheScore(NamedTuple):
     and the length of h_t. All but the last are nan where the cache is still empty."""
 
 
+def asked_together(device: torch.device) -> int:
+    """How many tokens of a row a cache is asked for at once: on a GPU each question takes long.
+
+    What it says of a token does not depend on it.
+    """
+    return 512 if device.type == "cuda" else 1
+
+
 class CacheMemory:
     """The past of one row: features and the tokens that followed them.
 

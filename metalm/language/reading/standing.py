@@ -13,16 +13,12 @@ from torch import Tensor
 
 from metalm.language.network.model import ModelState
 from metalm.language.network.segment_loss import SegmentLoss, SegmentScore
-from metalm.language.reading.cache import CacheMemory
+from metalm.language.reading.cache import CacheMemory, asked_together
 from metalm.language.reading.curves import CurveRecorder
 from metalm.language.text.article_batches import ArticleRows, SegmentBatch
 from metalm.meta.parameters import Parameters
 from metalm.meta.tree import formed, transform
 from metalm.meta.update_rule import Coefficients, RuleState
-
-_TOGETHER = 512
-"""Tokens of a row that its cache scores together on a GPU, where each question takes long; what it
-says of a token does not depend on it."""
 
 
 @dataclass
@@ -135,7 +131,7 @@ class TokenScores:
         nats = score.nats.double().cpu().numpy()
         sure = None if score.confidence is None else score.confidence.float().cpu().numpy()
         tempered = None if score.tempered is None else score.tempered.double().cpu().numpy()
-        together = _TOGETHER if score.nats.is_cuda else 1
+        together = asked_together(score.nats.device)
         for row, ((text, start), count) in enumerate(zip(places, counts, strict=True)):
             now = slice(start, start + count)
             self.nats[text][now] = nats[:count, row]

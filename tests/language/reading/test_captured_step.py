@@ -4,6 +4,8 @@ The graph itself is stood in for by calls of what it was captured from; on a GPU
 `tests/language/test_on_cuda.py`.
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -123,7 +125,9 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_a_step_asks_nowhere_what_a_number_is(tiny_model, monkeypatch, kind, bfloat16):
     monkeypatch.setattr(cpu_kernels, "fits", lambda tensor: False)  # what a GPU has no use for
-    monkeypatch.setattr("metalm.language.network.products.quickest_float32", _nothing)
+    monkeypatch.setattr(
+        "metalm.language.network.products.quickest_float32", lambda left: nullcontext()
+    )
     model = tiny_model().eval().requires_grad_(False)
     rule = None if kind == "none" else rule_of(kind, model)
     texts = [np.arange(20, dtype=np.int32) % 11] * 2
@@ -140,9 +144,3 @@ def test_a_step_asks_nowhere_what_a_number_is(tiny_model, monkeypatch, kind, bfl
     reader.step = watched
     reader.read(texts, 2)
     assert not watch.seen
-
-
-def _nothing(left):
-    from contextlib import nullcontext
-
-    return nullcontext()

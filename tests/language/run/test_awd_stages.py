@@ -146,3 +146,30 @@ def test_a_checkpoint_of_another_recipe_is_refused(published, tmp_path, monkeypa
     other = dataclasses.replace(config, awd=dataclasses.replace(config.awd, alpha=7.0))
     with pytest.raises(ValueError, match=r"expected awd\.alpha = 7\.0, found 2\.0"):
         Stages(other, corpus, folder).train("base")
+
+
+def test_a_joint_training_of_no_tokens_leaves_the_base(published, tmp_path):
+    """Rivals and metalm then read with one model."""
+    config, corpus, trained, _ = published
+    joint = dataclasses.replace(config.joint, tokens=0)
+    config = dataclasses.replace(config, joint=joint)
+    folder = RunFolder(tmp_path / "run")
+    for name in ("base", "rule"):
+        tensors, meta = trained.load(name)
+        folder.save(name, tensors, meta)
+    for name in ("control", "joint"):
+        Stages(config, corpus, folder).train(name)
+        left, given = folder.load(name)[0], folder.load("base")[0]
+        for key in (key for key in given if key.startswith("model")):
+            torch.testing.assert_close(left[key], given[key], rtol=0, atol=0)
+    rule, joint_rule = folder.load("rule")[0], folder.load("joint")[0]
+    for key, tensor in rule.items():
+        torch.testing.assert_close(joint_rule[key], tensor, rtol=0, atol=0)
+    models = load_trained(folder, config, corpus.train).models
+    assert models["joint"] is models["control"]
+
+
+def test_models_that_differ_stay_two(published):
+    config, corpus, folder, _ = published
+    models = load_trained(folder, config, corpus.train).models
+    assert models["joint"] is not models["control"]
