@@ -25,10 +25,15 @@ _WARM_UP = 2
 """Calls before the first capture, in which libraries set themselves up."""
 
 
-@cache
 def _aside() -> torch.cuda.Stream:
-    """A stream of its own, as CUDA demands; one for all, since libraries keep memory for each."""
-    return torch.cuda.Stream()
+    """A stream of its own, as CUDA demands."""
+    return _stream(torch.cuda.current_device())
+
+
+@cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """One for all that is captured on a device, since libraries keep memory for each."""
+    return torch.cuda.Stream(device)
 
 
 class _Graph(NamedTuple):

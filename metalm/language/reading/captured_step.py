@@ -35,11 +35,39 @@ Step = Callable[[SegmentBatch, Memory], Stepped]
 """Scores a segment and learns from it; what the memory held may be written over or replaced."""
 
 
-class CapturedStep:
+class Steps:
+    """The steps of a reading.
+
+    Args:
+        step: what is done; where it is captured it asks nowhere what a number is.
+        captured: whether it is, for the rows that are read just now.
+    """
+
+    def __init__(self, step: Step, *, captured: bool) -> None:
+        self._step, self._is_captured = step, captured
+        self._now: _CapturedStep | None = None
+
+    def __call__(self, batch: SegmentBatch, memory: Memory) -> Stepped:
+        """One step; the tensors that it gives are the caller's own."""
+        if not self._is_captured:
+            return self._step(batch, memory)
+        if self._now is None or self._now.memory is not memory:
+            self.release()
+            self._now = _CapturedStep(self._step, memory)
+        return self._now(batch)
+
+    def release(self) -> None:
+        """Gives back the memory of the graphs."""
+        if self._now is not None:
+            self._now.release()
+            self._now = None
+
+
+class _CapturedStep:
     """A step of one memory, whose tensors all stay where they are.
 
     Args:
-        step: what is done; asks nowhere what a number is.
+        step: what is done.
         memory: of the rows.
     """
 
@@ -50,14 +78,12 @@ class CapturedStep:
         self._last: Stepped | None = None
 
     def __call__(self, batch: SegmentBatch) -> Stepped:
-        """One step; the tensors that it gives are the caller's own."""
         found = self._captured(*batch)
         assert self._last is not None
         stepped: Stepped = tree.replace(self._last, list(found))
         return stepped
 
     def release(self) -> None:
-        """Gives back the memory of the graphs."""
         self._last = None
         self._captured.release()
 

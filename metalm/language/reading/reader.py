@@ -28,7 +28,7 @@ from torch import Tensor
 from metalm.language.network.model import LanguageModel, ModelState
 from metalm.language.network.segment_loss import SegmentLoss, SegmentScore, lost_rows
 from metalm.language.reading.cache import CacheMemory
-from metalm.language.reading.captured_step import CapturedStep, Stepped
+from metalm.language.reading.captured_step import Stepped, Steps
 from metalm.language.reading.curves import CurveRecorder, Curves
 from metalm.language.reading.standing import Memory, Standing, TokenScores
 from metalm.language.reading.unfinished import Unfinished
@@ -167,7 +167,7 @@ class Reader:
         was_training = self.model.training
         self.model.eval()
         progress = progress or _silent
-        steps = _Steps(self)
+        steps = Steps(self.step, captured=self.model.embedding.weight.is_cuda)
         try:
             standing = self._begin_or_go_on(texts, rows, recorder, unfinished)
             batch_rows, memory, scores = standing.rows, standing.memory, standing.scores
@@ -326,32 +326,6 @@ class Reader:
             [memory.caches[row] for row in keep],
             memory.coefficients,
         )
-
-
-class _Steps:
-    """The steps of a reading: on a GPU as a graph of the rows that are read just now.
-
-    Args:
-        reader: what is done.
-    """
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        self._captured: CapturedStep | None = None
-
-    def __call__(self, batch: SegmentBatch, memory: Memory) -> Stepped:
-        if not batch.inputs.is_cuda:
-            return self._reader.step(batch, memory)
-        if self._captured is None or self._captured.memory is not memory:
-            self.release()
-            self._captured = CapturedStep(self._reader.step, memory)
-        return self._captured(batch)
-
-    def release(self) -> None:
-        """Gives back the memory of the graphs."""
-        if self._captured is not None:
-            self._captured.release()
-            self._captured = None
 
 
 def _which(rows: Tensor | None) -> list[int]:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalm.language.reading import captured_step
 from metalm.language.reading.article_starts import ArticleStarts
-from metalm.language.reading.captured_step import CapturedStep
+from metalm.language.reading.captured_step import Steps
 from metalm.language.reading.flushing import Flushing
 from metalm.language.reading.reader import CacheGrid, Reader
 from metalm.language.training.meta_training_config import RuleTrainingConfig, starting_rule
@@ -40,23 +40,17 @@ class Repeated:
 
 
 @pytest.fixture
-def captured(monkeypatch):
-    """A reader that takes the way of a GPU."""
-    monkeypatch.setattr(captured_step, "Captured", Repeated)
+def on_gpu(monkeypatch):
+    """Has readers go the way of a GPU."""
 
-    def of(reader):
-        made = []
-        step = reader.step
+    def go():
+        monkeypatch.setattr(captured_step, "Captured", Repeated)
+        monkeypatch.setattr(
+            "metalm.language.reading.reader.Steps",
+            lambda step, captured: Steps(step, captured=True),
+        )
 
-        def of_memory(batch, memory):
-            if not made or made[-1].memory is not memory:
-                made.append(CapturedStep(step, memory))
-            return made[-1](batch)
-
-        reader.step = of_memory
-        return reader
-
-    return of
+    return go
 
 
 def rule_of(kind, model):
@@ -82,7 +76,7 @@ def rule_of(kind, model):
 @pytest.mark.parametrize(
     "kind", ["rms", "sgd", "side by side", "flushing", "momentum", "lstm", "gated", "none"]
 )
-def test_it_reads_the_same(tiny_model, captured, kind):
+def test_it_reads_the_same(tiny_model, on_gpu, kind):
     model = tiny_model().eval().requires_grad_(False)
     random = np.random.default_rng(0)
     texts = [random.integers(0, 11, length).astype(np.int32) for length in (33, 26, 41)]
@@ -99,7 +93,8 @@ def test_it_reads_the_same(tiny_model, captured, kind):
         return Reader(model, rule, choose(model, PATTERNS), 4, **asked)
 
     expected = reader().read(texts, 2)
-    found = captured(reader()).read(texts, 2)
+    on_gpu()
+    found = reader().read(texts, 2)
     for part in ("nats", "cache", "confidence", "tempered"):
         for one, other in zip(getattr(found, part), getattr(expected, part), strict=True):
             np.testing.assert_array_equal(one, other)
