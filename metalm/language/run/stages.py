@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from metalm.language.network.model import LanguageModel
 from metalm.language.run.presets import ExperimentConfig
 from metalm.language.run.run_folder import RunFolder
-from metalm.language.run.trained import count_gradients, load_rule
+from metalm.language.run.trained import count_gradients, load_model, load_rule
 from metalm.language.text.articles import ArticleSet, Corpus
 from metalm.language.training.awd_training import AwdTraining, start_as_published
 from metalm.language.training.base_training import BaseTraining, one_cycle
@@ -128,10 +129,10 @@ class Stages:
 
     def _base(self) -> None:
         config = self.config
-        model = LanguageModel(config.model)
         if self._published:
-            self._published_base(start_as_published(model).to(config.device))
+            self._published_base()
             return
+        model = LanguageModel(config.model)
         model.start_from_frequencies(token_counts(self.base_articles, config.model.vocabulary_size))
         model.to(config.device)
         training = BaseTraining(
@@ -145,8 +146,13 @@ class Stages:
         self._run("base", training, self._total_steps[0])
         self._save("base", model=model.state_dict(), optimizer=training.optimizer.state_dict())
 
-    def _published_base(self, model: LanguageModel) -> None:
+    def _published_base(self) -> None:
         config = self.config
+        if config.awd.start:
+            before = RunFolder(Path(config.awd.start))
+            model = load_model(before, "base", config).requires_grad_(True)
+        else:
+            model = start_as_published(LanguageModel(config.model)).to(config.device)
         training = AwdTraining(
             model,
             self.base_articles,

@@ -45,6 +45,9 @@ class AwdTrainingConfig:
 
     recipe: Literal["off", "nt-asgd", "one-cycle"] = "off"
     """Which; off for the training of the section `base`."""
+    start: str = ""
+    """Folder of a run whose base this one goes on from; none named for random weights. One more,
+    shorter cycle makes a base better (EXPERIMENTS.md)."""
     epochs: int = 750
     """Passes over the training text."""
     rows: int = 80

@@ -148,6 +148,35 @@ def test_a_checkpoint_of_another_recipe_is_refused(published, tmp_path, monkeypa
         Stages(other, corpus, folder).train("base")
 
 
+def test_a_base_goes_on_from_that_of_another_run(published, tmp_path, monkeypatch):
+    """At a rate of 0 it stays what it was; no other base has its weights."""
+    config, corpus, before, _ = published
+    monkeypatch.setattr(stages_module, "Record", partial(Record, tensorboard=False))
+    still = dataclasses.replace(
+        config.awd, start=str(before.folder), epochs=1, learning_rate=0.0, weight_decay=0.0
+    )
+    folder = RunFolder(tmp_path / "run")
+    Stages(dataclasses.replace(config, awd=still), corpus, folder).train("base")
+    given, left = before.load("base")[0], folder.load("base")[0]
+    assert given.keys() == left.keys()
+    for key, tensor in given.items():
+        assert torch.equal(tensor, left[key]), key
+    moving = dataclasses.replace(still, learning_rate=config.awd.learning_rate)
+    folder = RunFolder(tmp_path / "other")
+    Stages(dataclasses.replace(config, awd=moving), corpus, folder).train("base")
+    key = "model.layers.0.hidden_weight"
+    assert not torch.equal(given[key], folder.load("base")[0][key])
+
+
+def test_a_base_of_another_size_is_no_start(published, tmp_path):
+    config, corpus, before, _ = published
+    awd = dataclasses.replace(config.awd, start=str(before.folder))
+    model = dataclasses.replace(config.model, hidden_size=config.model.hidden_size + 1)
+    other = dataclasses.replace(config, awd=awd, model=model)
+    with pytest.raises(ValueError, match=r"base\.safetensors does not fit the configuration"):
+        Stages(other, corpus, RunFolder(tmp_path / "run")).train("base")
+
+
 def test_a_joint_training_of_no_tokens_leaves_the_base(published, tmp_path):
     """Rivals and metalm then read with one model."""
     config, corpus, trained, _ = published
