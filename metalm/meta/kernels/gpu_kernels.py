@@ -2,8 +2,8 @@
 
 As `cpu_kernels.py`: each number of W and of every g_t is read once. A program of the sweep has a
 block of coordinates, whose lambda, mu and sums over rows stay in registers while it goes through
-the rows and, in each, back through all steps. Written in Triton, which comes with torch's builds
-for CUDA. `tensor_kernels.py` has the same functions in tensor operations, for any device.
+the rows and, in each, back through all steps; one of the traced step has the sums over rows of its
+block. Written in Triton, which comes with torch's builds for CUDA. `tensor_kernels.py` has the same functions in tensor operations, for any device.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from metalm.meta.kernels.step_gradients import StepGradients, Steps, Wanted
-from metalm.meta.kernels.tensor_kernels import write_traced_step
+from metalm.meta.kernels.step_gradients import StepGradients, Steps, TraceSums, Wanted
 
 __all__ = ["fits", "sweep", "write_step", "write_traced_step"]
 
@@ -99,6 +98,44 @@ def sweep(steps: Steps, incoming: Tensor | None, wanted: Wanted) -> StepGradient
         BLOCK=_SWEEP_BLOCK,
     )
     return found
+
+
+def write_traced_step(
+    weight: Tensor,
+    gradient: Tensor,
+    slow: Tensor,
+    rate: Tensor,
+    decay: Tensor | None,
+    trace: Tensor | None,
+    sums: TraceSums,
+    share: float,
+) -> None:
+    """See `tensor_kernels.write_traced_step`; `fits` holds for ``weight`` and ``trace``."""
+    count = slow.numel()
+    rows = weight.numel() // count
+    gradient, slow = _rows(gradient, slow), slow.detach().contiguous()
+    rate, decay = _coefficient(rate, slow), _coefficient(decay, slow)
+    _write_traced_step[(triton.cdiv(count, _SWEEP_BLOCK),)](
+        weight,
+        gradient,
+        slow,
+        rate,
+        decay,
+        slow if trace is None else trace,
+        *(slow if total is None else total for total in sums),
+        slow.new_full((1,), share),
+        count,
+        rows,
+        _stride(gradient, count),
+        ONE_RATE=rate.numel() == 1,
+        ONE_DECAY=decay.numel() == 1,
+        TRACED=trace is not None,
+        TO_RATE=sums.rate is not None,
+        TO_DECAY=sums.decay is not None and trace is not None,
+        TO_SLOW=sums.slow is not None,
+        TYPE=_TYPES[slow.dtype],
+        BLOCK=_SWEEP_BLOCK,
+    )
 
 
 # ---- tensors as memory ----
@@ -225,3 +262,59 @@ def _sweep(
         tl.store(to_rate + place, -lambda_gradient, mask=inside)
     if TO_DECAY:
         tl.store(to_decay + place, s * mu_gradient + mu_start, mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _write_traced_step(
+    weight,
+    gradient,
+    slow,
+    rate,
+    decay,
+    trace,
+    to_rate,
+    to_decay,
+    to_slow,
+    share,
+    count,
+    rows,
+    gradient_stride,
+    ONE_RATE: tl.constexpr,
+    ONE_DECAY: tl.constexpr,
+    TRACED: tl.constexpr,
+    TO_RATE: tl.constexpr,
+    TO_DECAY: tl.constexpr,
+    TO_SLOW: tl.constexpr,
+    TYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    s = tl.load(rate) if ONE_RATE else tl.load(rate + place, mask=inside)
+    rho = tl.load(decay) if ONE_DECAY else tl.load(decay + place, mask=inside)
+    home = tl.load(slow + place, mask=inside)
+    counted = tl.load(share)
+    by_rate = tl.zeros((BLOCK,), TYPE)
+    by_decay = tl.zeros((BLOCK,), TYPE)
+    by_slow = tl.zeros((BLOCK,), TYPE)
+    for row in range(rows):
+        far = tl.cast(row, tl.int64)
+        w = tl.load(weight + far * count + place, mask=inside)
+        g = tl.load(gradient + far * gradient_stride + place, mask=inside)
+        away = w - home
+        by_rate += g * away
+        by_slow += g
+        if TRACED:
+            later = tl.load(trace + far * count + place, mask=inside)
+            by_decay += g * later
+            tl.store(trace + far * count + place, later - rho * later - away, mask=inside)
+        tl.store(weight + far * count + place, w - s * g - rho * away, mask=inside)
+    if TO_RATE:
+        before = tl.load(to_rate + place, mask=inside)
+        tl.store(to_rate + place, before + counted * by_rate, mask=inside)
+    if TO_DECAY:
+        before = tl.load(to_decay + place, mask=inside)
+        tl.store(to_decay + place, before + counted * by_decay, mask=inside)
+    if TO_SLOW:
+        before = tl.load(to_slow + place, mask=inside)
+        tl.store(to_slow + place, before + counted * by_slow, mask=inside)

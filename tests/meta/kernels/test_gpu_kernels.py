@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from metalm.meta.kernels import tensor_kernels
-from metalm.meta.kernels.step_gradients import Steps, Wanted
+from metalm.meta.kernels.step_gradients import Steps, TraceSums, Wanted
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -55,6 +55,32 @@ def test_write_step(normal, shape, rate, decay, start):
     target = weight if start == "in place" else found
     gpu_kernels.write_step(target, weight, gradient, slow, rate, decay)
     torch.testing.assert_close(target, expected, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("decay", ["none", "one", "coordinate"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("rows", [None, 1, 3])
+@pytest.mark.parametrize("asked", [(1, 1, 1, 1), (0, 1, 0, 1), (1, 0, 1, 0), (0, 0, 0, 0)], ids=str)
+def test_write_traced_step(normal, decay, shape, rows, asked):
+    """Three steps, which add up, the last from the same row; a trace first, then the sums."""
+    slow = normal(*shape)
+    full = shape if rows is None else (rows, *shape)
+    rate, decay = (coefficient(kind, shape, normal) for kind in ("row", decay))
+    start = [normal(*full), normal(*full), *(normal(*shape) for _ in range(3))]
+    gradients = [normal(*full), normal(*full), normal(*shape).expand(full)]
+    found = []
+    for kernels in (tensor_kernels, gpu_kernels):
+        own = [tensor.clone() for tensor in start]
+        wanted = [part if ask else None for part, ask in zip(own[1:], asked, strict=True)]
+        for share, gradient in zip((1.0, 0.3, 0.0), gradients, strict=True):
+            kernels.write_traced_step(
+                own[0], gradient, slow, rate, decay, wanted[0], TraceSums(*wanted[1:]), share
+            )
+        found.append(own)
+    for expected, one in zip(*found, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
+    for ask, one, before in zip(asked, found[1][1:], start[1:], strict=True):
+        assert ask or torch.equal(one, before)
 
 
 def agree(steps, incoming, wanted):
