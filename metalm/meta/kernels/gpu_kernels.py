@@ -3,7 +3,8 @@
 As `cpu_kernels.py`: each number of W and of every g_t is read once. A program of the sweep has a
 block of coordinates, whose lambda, mu and sums over rows stay in registers while it goes through
 the rows and, in each, back through all steps; one of the traced step has the sums over rows of its
-block. Written in Triton, which comes with torch's builds for CUDA. `tensor_kernels.py` has the same functions in tensor operations, for any device.
+block. Written in Triton, which comes with torch's builds for CUDA. `tensor_kernels.py` has the same
+functions in tensor operations, for any device.
 """
 
 from __future__ import annotations
