@@ -34,7 +34,7 @@ SYMBOLS = {
 }
 DASHES = {"-": "solid", "--": "dash", ":": "dot"}
 
-# Colours that the page replaces by its own, which depend on the reader's scheme (page/charts.js).
+# Colours that the page replaces by its own, which depend on the reader's scheme (page/figures.js).
 INK, GRID = "#333333", "#8A8A8A"
 
 Values: TypeAlias = Sequence[float | None] | Sequence[float] | np.ndarray[Any, Any]

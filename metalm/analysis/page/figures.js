@@ -34,7 +34,7 @@ const NARROW = 480;
 const firstLine = (text) => text.split("<br>")[0];
 
 function dressedLayout(layout, narrow) {
-  const [ink, line, surface] = ["--ink", "--line", "--surface"].map(pageColour);
+  const [ink, line, surface, muted] = ["--ink", "--line", "--surface", "--muted"].map(pageColour);
   const axis = { gridcolor: line, linecolor: line, tickcolor: line };
   const copy = dressed(layout);
   const named = narrow && copy.xaxis.ticktext ? { ticktext: copy.xaxis.ticktext.map(firstLine) } : {};
@@ -44,6 +44,7 @@ function dressedLayout(layout, narrow) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 11 : 13, color: ink },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: ink },
     hoverlabel: { ...copy.hoverlabel, bgcolor: surface, bordercolor: line, font: { color: ink } },
     dragmode: coarsePointer.matches ? false : "zoom",
     xaxis: { ...axis, ...copy.xaxis, ...named, title: titles[0] },
