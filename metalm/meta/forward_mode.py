@@ -159,6 +159,8 @@ def _trace_of(problem: InnerProblem, name: str) -> Tensor:
 
 
 def _check_rate(name: str, rate: Tensor) -> None:
+    if rate.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # nothing can be asked there; the same was done before, as it stands
     if _leads(rate) and not bool(rate.all()):
         raise ValueError(
             f"a learned rate of {name!r} is zero; expected every rate of a rule in forward mode to "

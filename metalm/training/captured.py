@@ -116,6 +116,7 @@ class Captured:
 
     def _captured(self, tensors: tuple[Tensor, ...]) -> _Graph:
         taken = tuple(tensor.detach().clone() for tensor in tensors)
+        torch.cuda.empty_cache()  # what was done as it stood has left memory that no graph can use
         graph = torch.cuda.CUDAGraph()
         _aside().wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(_aside()):

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_prep.prepared import write
 from data_prep.synthetic import SyntheticText, synthetic_source
@@ -19,6 +20,7 @@ from metalm.language.text.articles import SCHEMA, ArticleSet, open_corpus
 from metalm.language.training.base_training import BaseTrainingConfig
 from metalm.language.training.meta_training_config import JointTrainingConfig, RuleTrainingConfig
 from metalm.language.tuning.tuning_text import TuningConfig
+from metalm.meta.kernels import cpu_kernels
 from metalm.meta.rules.gradient_descent import GradientDescent
 from metalm.meta.rules.learned_rates import LearnedRates
 from metalm.meta.rules.rms_decay import RmsDecay
@@ -365,3 +367,25 @@ def models(tiny_model, statistics):
         rival_names=tuple(rms),
         statistics={4: rms},
     )
+
+
+class Waiting(TorchDispatchMode):
+    """Writes down what makes a processor wait for a GPU, which no graph can be captured of."""
+
+    WAITS = ("_local_scalar_dense", "lift_fresh", "nonzero", "unique", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in str(func) for name in self.WAITS):
+            self.seen.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    """Watches what it surrounds, which has no use for the kernels of a processor there."""
+    monkeypatch.setattr(cpu_kernels, "fits", lambda tensor: False)
+    return Waiting()

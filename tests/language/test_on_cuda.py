@@ -100,6 +100,31 @@ def test_steps_of_a_rules_training(tiny_model, articles, kind, changes, joint):
     same(there, kept)
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_captured_steps_in_forward_mode(tiny_model, articles, joint):
+    """Seven, of which those after the second are one graph a shape."""
+    common = {"learning_rate": 0.03, "mode": "forward", **SIZES}
+    form = RuleTrainingConfig(**common)
+    config = JointTrainingConfig(dropout=False, **common) if joint else form
+    model = tiny_model()
+    rule, ends = rule_for(model, form), []
+    for device in ("cpu", DEVICE):
+        own = copy.deepcopy(model).to(device)
+        optimizer = torch.optim.AdamW(own.parameters(), lr=1.0) if joint else None
+        rates = (lambda index: 0.01) if joint else None
+        training = MetaTraining(
+            own, copy.deepcopy(rule).to(device), rule.names, articles, config,
+            lambda index: 1.0, 5, optimizer, rates,
+        )  # fmt: skip
+        values = [training.step(index) for index in range(7)]
+        ends.append((values, training.state_dict()[0]))
+    assert training._captured._graphs
+    (expected, kept), (found, there) = ends
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-7)
+    same(there, kept)
+
+
 def test_a_training_that_changes_devices(tiny_model, articles):
     """Saved on one, resumed on the other, and the whole on the processor."""
     config = JointTrainingConfig(learning_rate=0.03, dropout=False, **SIZES)

@@ -4,7 +4,7 @@ A step reads `unroll` segments of every row: each segment is scored, then learnt
 meta-gradient of all scores goes through those updates. Between steps the history is cut, not the
 reading: hidden states and fast weights go on, and what a row has learnt, its displacement from W_0,
 is held constant (`rebase`). In forward mode nothing is cut: each score's gradient goes through
-every update since the row's article began.
+every update since the row's article began; on a GPU a step is then one CUDA graph.
 
 Most rows begin each article from W_0. Some may read on across articles instead (`carry_rows`), so
 that the rule learns to let go of the last article by itself.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,12 +31,16 @@ from metalm.language.text.row_share import RowShare, in_turn, own_parts, own_sha
 from metalm.language.training.meta_training_config import JointTrainingConfig, MetaTrainingConfig
 from metalm.meta.forward_mode import initial_traces
 from metalm.meta.parameters import Parameters, split
-from metalm.meta.tree import transform, write
+from metalm.meta.tree import replace, tensors, transform, write
 from metalm.meta.unroll import State, Unrolled, unroll
 from metalm.meta.update_rule import AbstractUpdateRule
 from metalm.training import processes
+from metalm.training.captured import Captured
 from metalm.training.precision import reduced_products
 from metalm.training.state import pack, unpack
+
+PATIENCE = 2
+"""Steps before they are captured as a CUDA graph, where they are."""
 
 
 class MetaTraining:
@@ -86,6 +91,7 @@ class MetaTraining:
         self.state = model.initial_state(self.share.size)
         self.rule_state = rule.initial_state(self.fast)
         self.traces = None if config.mode == "reverse" else initial_traces(rule, self.fast)
+        self._captured = self._new_captured()
 
     def step(self, index: int) -> dict[str, float]:
         """Reads `unroll` segments in every row and takes one step of the optimisers."""
@@ -95,34 +101,83 @@ class MetaTraining:
     def _step(self, index: int) -> dict[str, float]:
         config = self.config
         self._begin_articles()
+        taken = [self.passes.rows.take(config.segment) for _ in range(config.unroll)]
+        tokens = sum(float(batch.mask.sum()) for batch in taken)
         device = self.model.embedding.weight.device
-        batches = [self.passes.rows.take(config.segment, device) for _ in range(config.unroll)]
-        tokens = sum(float(batch.mask.sum()) for batch in batches)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.model_optimizer is not None:
-            self.model_optimizer.zero_grad(set_to_none=True)
-        losses, lost = [], []
-        for part in in_turn(self.parts):
-            columns = [part.columns(batch) for batch in batches]
-            unrolled = self._unroll(part, columns, config.segment / tokens)
-            if unrolled.meta_loss.requires_grad:  # not where nothing learned precedes a loss
-                unrolled.meta_loss.backward()
-            losses.append(unrolled.meta_loss.detach())
-            lost.append(self._lost(columns, unrolled.aux))
-            self._keep(part, unrolled)
+        batches = [SegmentBatch(*(part.to(device) for part in batch)) for batch in taken]
+        read = self._read_by_parts if self._captured is None else self._read_at_once
+        mean, lost = read(batches, config.segment / tokens)
         gradients = [parameter.grad for parameter in self._learned()]
         processes.add_up([gradient for gradient in gradients if gradient is not None])
         values = self._optimise(index)
-        loss, fallbacks = processes.sums(
-            torch.stack(losses).sum().item(), self._fall_back(torch.cat(lost))
-        )
+        loss, fallbacks = processes.sums(mean.item(), self._fall_back(lost))
         return {"loss": loss, "tokens": tokens} | values | {"fallbacks": float(fallbacks)}
 
+    def _read_by_parts(
+        self, batches: Sequence[SegmentBatch], weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """The mean loss and which rows were lost; leaves gradients.
+
+        Args:
+            batches: the next segments.
+            weight: how much each of their losses counts.
+        """
+        for parameter in self._learned():
+            parameter.grad = None
+        losses, lost = [], []
+        for part in in_turn(self.parts):
+            columns = [part.columns(batch) for batch in batches]
+            unrolled = self._unroll(part, columns, weight)
+            losses.append(unrolled.meta_loss.detach())
+            lost.append(self._lost(columns, unrolled.aux))
+            self._keep(part, unrolled)
+        return torch.stack(losses).sum(), torch.cat(lost)
+
+    # ---- as a CUDA graph ----
+
+    def _new_captured(self) -> Captured | None:
+        """Where all that a step changes stays where it is: forward mode, all rows here at once."""
+        one = len(self.parts) == 1 and self.parts[0].unless_whole() is None
+        on_gpu = self.model.embedding.weight.is_cuda
+        fits = on_gpu and one and self.config.mode == "forward"
+        return Captured(self._in_place, PATIENCE) if fits else None
+
+    def _read_at_once(
+        self, batches: Sequence[SegmentBatch], weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """As `_read_by_parts`, by the captured step, whose losses all count alike."""
+        assert self._captured is not None
+        loss, lost, *after = self._captured(*chain.from_iterable(batches), *tensors(self.state))
+        self.state = replace(self.state, after)
+        share = weight * self.config.rows * self.config.unroll
+        for parameter in self._learned():
+            if parameter.grad is not None:
+                parameter.grad *= share
+        return loss * share, lost
+
+    def _in_place(self, *taken: Tensor) -> tuple[Tensor, ...]:
+        """Reads, leaving gradients, fast weights and traces where they are."""
+        config = self.config
+        for parameter in self._learned():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.zero_()
+        width = len(SegmentBatch._fields)
+        starts = range(0, width * config.unroll, width)
+        batches = [SegmentBatch(*taken[start : start + width]) for start in starts]
+        self.state = replace(self.state, list(taken[width * config.unroll :]))
+        unrolled = self._unroll(self.share, batches, 1.0 / (config.rows * config.unroll))
+        self.rule_state = unrolled.rule_state
+        lost = self._lost(batches, unrolled.aux)
+        return unrolled.meta_loss.detach(), lost, *tensors(unrolled.state)
+
+    # ---- what both do ----
+
     def _unroll(self, part: RowShare, batches: Sequence[SegmentBatch], weight: float) -> Unrolled:
-        """Reads these rows; each of their losses counts so much."""
+        """Reads these rows, each of whose losses counts so much, and takes the gradient."""
         config, own = self.config, self.share
         self.model.share = part.unless_whole()
-        return unroll(
+        unrolled = unroll(
             self._loss,
             self.rule,
             self.slow,
@@ -140,6 +195,9 @@ class MetaTraining:
             segment=config.checkpoint_every or None,
             apart=config.surprise > 0.0,
         ).cut()
+        if unrolled.meta_loss.requires_grad:  # not where nothing learned precedes a loss
+            unrolled.meta_loss.backward()
+        return unrolled
 
     def _keep(self, part: RowShare, unrolled: Unrolled) -> None:
         """Takes over what these rows have learnt and where they stand."""
@@ -256,4 +314,5 @@ class MetaTraining:
             self.share.of(of_rows), lambda part: part.to(device)
         )
         self.state = tuple(LayerState(*layer) for layer in state)
+        self._captured = self._new_captured()  # the memory is another now
         self.passes.load_state_dict(tree["passes"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metalm.meta.parameters import Parameters
 from metalm.meta.rules.scaled_power import scaled_power
-from metalm.meta.rules.statistics import key, mean_over_tensors, relative_rms
+from metalm.meta.rules.statistics import key, relative_rms
 from metalm.meta.step_rule import AbstractStepRule, StepSizes
 
 Granularity = Literal["tensor", "row", "coordinate"]
@@ -96,8 +96,8 @@ class LearnedRates(AbstractStepRule):
         _check(granularity, rate, decay, eps, "rms")
         rule = cls(rms, granularity, rate, decay, exponent=1.0, eps=1.0, decay_shape="rms")
         with torch.no_grad():
-            for name, tensor in rms.items():
-                rule.learned("log_eps", name).copy_((eps / _mean_rms(rms, tensor)).log())
+            for name, mean in _mean_rms(rms).items():
+                rule.learned("log_eps", name).copy_((eps / mean).log())
         return rule
 
     def _learn(self, kind: str, name: str, value: Tensor) -> None:
@@ -115,22 +115,21 @@ class LearnedRates(AbstractStepRule):
 
     def scales(self) -> Parameters:
         """RMS + eps of every coordinate, each ``[*shape]``, differentiable to eps."""
-        rms = self.rms()
-        return {name: rms[name] + self._eps(rms, name) for name in self.names}
+        rms, eps = self.rms(), self._eps()
+        return {name: rms[name] + eps[name] for name in self.names}
 
-    def _eps(self, rms: Mapping[str, Tensor], name: str) -> Tensor:
-        return self.learned("log_eps", name).exp() * _mean_rms(rms, rms[name])
+    def _eps(self) -> Parameters:
+        means = _mean_rms(self.rms())
+        return {name: self.learned("log_eps", name).exp() * means[name] for name in self.names}
 
     def coefficients(self) -> StepSizes:
         """Rates c exp(a) (RMS + eps)^(-p) and decays rho, differentiable to a, p, eps and rho."""
-        rms = self.rms()
+        rms, eps = self.rms(), self._eps()
         rates: Parameters = {}
         decays: dict[str, Tensor | None] = {}
         for name in self.names:
             factor = self.rate_scale * self.learned("log_rate", name).exp()
-            rates[name] = scaled_power(
-                rms[name], self._eps(rms, name), self.learned("exponent", name), factor
-            )
+            rates[name] = scaled_power(rms[name], eps[name], self.learned("exponent", name), factor)
             decays[name] = None
             if self.has_decay:
                 decay = self.learned("decay_logit", name).sigmoid() * self.decay_scale
@@ -149,12 +148,11 @@ def _own_shape(granularity: Granularity, tensor: Tensor) -> tuple[int, ...]:
     return ()
 
 
-def _mean_rms(rms: Mapping[str, Tensor], tensor: Tensor) -> Tensor:
-    """Mean RMS of a tensor; of all tensors for one that never had a gradient."""
-    mean = tensor.mean()
-    if bool(mean > 0):
-        return mean
-    return mean_over_tensors(rms)
+def _mean_rms(rms: Mapping[str, Tensor]) -> Parameters:
+    """Mean RMS of each tensor; of all tensors for one that never had a gradient."""
+    means = {name: tensor.mean() for name, tensor in rms.items()}
+    overall = torch.stack([*means.values()]).mean()
+    return {name: torch.where(mean > 0, mean, overall) for name, mean in means.items()}
 
 
 def _check(granularity: str, rate: float, decay: float, eps: float, decay_shape: str) -> None:

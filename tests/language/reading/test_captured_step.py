@@ -9,7 +9,6 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalm.language.reading import captured_step
 from metalm.language.reading.article_starts import ArticleStarts
@@ -17,7 +16,6 @@ from metalm.language.reading.captured_step import Steps
 from metalm.language.reading.flushing import Flushing
 from metalm.language.reading.reader import CacheGrid, Reader
 from metalm.language.training.meta_training_config import RuleTrainingConfig, starting_rule
-from metalm.meta.kernels import cpu_kernels
 from metalm.meta.parameters import choose
 from metalm.meta.rules.gradient_descent import GradientDescent
 from metalm.meta.rules.rms_decay import RmsDecay
@@ -101,25 +99,9 @@ def test_it_reads_the_same(tiny_model, on_gpu, kind):
     assert found.fallbacks == expected.fallbacks
 
 
-class Watch(TorchDispatchMode):
-    """Writes down what makes a processor wait for a GPU, which no graph can be captured of."""
-
-    WAITS = ("_local_scalar_dense", "lift_fresh", "nonzero", "unique", "masked_select")
-
-    def __init__(self):
-        super().__init__()
-        self.seen = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(name in str(func) for name in self.WAITS):
-            self.seen.add(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("kind", ["rms", "sgd", "side by side", "momentum", "rates", "none"])
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_a_step_asks_nowhere_what_a_number_is(tiny_model, monkeypatch, kind, bfloat16):
-    monkeypatch.setattr(cpu_kernels, "fits", lambda tensor: False)  # what a GPU has no use for
+def test_a_step_asks_nowhere_what_a_number_is(tiny_model, waiting, monkeypatch, kind, bfloat16):
     monkeypatch.setattr(
         "metalm.language.network.products.quickest_float32", lambda left: nullcontext()
     )
@@ -130,12 +112,12 @@ def test_a_step_asks_nowhere_what_a_number_is(tiny_model, monkeypatch, kind, bfl
         model, rule, choose(model, PATTERNS), 4, confidence=True, temperatures=(0.9,), surprise=0.5
     )
     reader.bfloat16 = bfloat16
-    watch, step = Watch(), reader.step
+    step = reader.step
 
     def watched(batch, memory):
-        with watch:
+        with waiting:
             return step(batch, memory)
 
     reader.step = watched
     reader.read(texts, 2)
-    assert not watch.seen
+    assert not waiting.seen

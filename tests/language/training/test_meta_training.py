@@ -429,3 +429,59 @@ def test_the_starting_rule_is_krauses(tiny_model, statistics, granularity, kind)
     expected, _ = krause(fast, slow, slow, None)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name].detach(), weight, rtol=1e-9, atol=1e-12)
+
+
+class Repeated:
+    """Stands for a graph: calls what was captured with tensors of its own, in and out.
+
+    Whatever the function changes beside these has to stay where it was at the first call.
+    """
+
+    def __init__(self, function):
+        self.function, self.training, self.places = function, function.__self__, None
+
+    def __call__(self, *tensors):
+        found = self.function(*(tensor.clone() for tensor in tensors))
+        training = self.training
+        kept = [*training.fast.values(), *training.traces.values()]
+        kept += [parameter.grad for parameter in training._learned()]
+        places = [tensor.data_ptr() for tensor in kept]
+        assert self.places in (None, places)
+        self.places = places
+        return tuple(tensor.clone() for tensor in found)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_captured_step_trains_the_same(meta_training, joint, dropout):
+    """In memory that stays, and with losses that all count alike at first."""
+    config = dataclasses.replace(JOINT if joint else FROZEN, mode="forward")
+    ends = []
+    for captured in (False, True):
+        torch.manual_seed(4)
+        training = meta_training(joint, config=config, output_dropout=dropout)
+        if captured:
+            training._captured = Repeated(training._in_place)
+        values = [training.step(index) for index in range(9)]
+        ends.append((values, training.state_dict()[0]))
+    for one, other in zip(ends[1][0], ends[0][0], strict=True):
+        assert one == pytest.approx(other, rel=1e-10)
+    assert ends[0][1].keys() == ends[1][1].keys()
+    for name, expected in ends[0][1].items():
+        torch.testing.assert_close(ends[1][1][name], expected, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_a_captured_step_asks_nowhere_what_a_number_is(meta_training, waiting, monkeypatch):
+    monkeypatch.setattr("metalm.meta.forward_mode._check_rate", lambda name, rate: None)
+    config = dataclasses.replace(JOINT, mode="forward")
+    training = meta_training(True, config=config, output_dropout=0.3, weight_dropout=0.2)
+    inside = training._in_place
+
+    def watched(*tensors):
+        with waiting:
+            return inside(*tensors)
+
+    training._captured = watched
+    for index in range(3):
+        training.step(index)
+    assert not waiting.seen
