@@ -156,7 +156,10 @@ class MetaTraining:
         return loss * share, lost
 
     def _in_place(self, *taken: Tensor) -> tuple[Tensor, ...]:
-        """Reads, leaving gradients, fast weights and traces where they are."""
+        """Reads, leaving gradients, fast weights and traces where they are.
+
+        A rule that has a forward mode has no state that changes.
+        """
         config = self.config
         for parameter in self._learned():
             if parameter.grad is None:
@@ -167,7 +170,6 @@ class MetaTraining:
         batches = [SegmentBatch(*taken[start : start + width]) for start in starts]
         self.state = replace(self.state, list(taken[width * config.unroll :]))
         unrolled = self._unroll(self.share, batches, 1.0 / (config.rows * config.unroll))
-        self.rule_state = unrolled.rule_state
         lost = self._lost(batches, unrolled.aux)
         return unrolled.meta_loss.detach(), lost, *tensors(unrolled.state)
 
