@@ -98,6 +98,7 @@ def reader_of_run(
             read_trials(folder, MODE, weights_of(models)),
             ablations=False,
             learned_cache=config.tuning.learned_cache,
+            one_model=config.joint.tokens == 0,
         )
         if method.model in models.models
         and (method.learning != "rms" or method.segment in models.statistics)

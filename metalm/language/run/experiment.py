@@ -107,6 +107,7 @@ def compared(config: ExperimentConfig, trials: Trials, mode: str) -> list[Method
         trials,
         ablations=mode in config.evaluation.ablations,
         learned_cache=config.tuning.learned_cache,
+        one_model=config.joint.tokens == 0,
     )
 
 

@@ -136,7 +136,11 @@ def _start(
 
 
 def compared_methods(
-    trials: Trials, *, ablations: bool = True, learned_cache: bool = False
+    trials: Trials,
+    *,
+    ablations: bool = True,
+    learned_cache: bool = False,
+    one_model: bool = False,
 ) -> list[Method]:
     """The lines of the comparison, with the settings that validation chose.
 
@@ -146,12 +150,14 @@ def compared_methods(
         trials: of every way of learning that is compared.
         ablations: whether metalm is there with W_0 frozen too, and at its longest segments.
         learned_cache: whether one copy is there also with a cache whose lambda a network says.
+        one_model: whether metalm has the rivals' W_0; it is then not there without learning, which
+            would be the static model again.
     """
     methods: list[Method] = []
     for name, learning, model in TUNED:
         if not trials.get(name) or (learning == "rule" and not ablations):
             continue
-        if learning == "joint":
+        if learning == "joint" and not one_model:
             methods.append(
                 Method(name="metalm, not learning", model="joint", learning="none", segment=64)
             )

@@ -233,6 +233,9 @@ def test_two_rates_are_compared_where_they_were_tried():
             assert learned.with_(name=two.name, learned_mixture=False) == two
     without = [method.name for method in compared_methods(trials, ablations=False)]
     assert {"metalm, two rates + cache", "dynamic evaluation (RMS), two rates"} <= {*without}
+    one_model = [method.name for method in compared_methods(trials, one_model=True)]
+    assert one_model == [name for name in methods if name != "metalm, not learning"]
+    assert "metalm, not learning" in methods
 
 
 def test_caches_with_a_learned_lambda_are_compared_where_that_is_asked():
