@@ -35,8 +35,8 @@ import torch
 
 from data_prep.corpora import prepare_as
 from metalm.adapt.reading_state import checksum
-from metalm.analysis.appearance import SETTINGS, save_figure
 from metalm.analysis.consolidation_report import consolidation_table, draw_consolidation
+from metalm.analysis.figures.appearance import SETTINGS, save_figure
 from metalm.language.memory.consolidation import ConsolidationConfig, LongTermMemory
 from metalm.language.memory.consolidation_effect import Effect, Found, Succession
 from metalm.language.memory.consolidation_tuning import (

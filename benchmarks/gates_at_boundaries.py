@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from data_prep.corpora import prepare_as
-from metalm.analysis.appearance import COLOURS, SETTINGS, new_figure, save_figure
-from metalm.analysis.bootstrap import ratio_intervals
-from metalm.analysis.scores import FloatArray
+from metalm.analysis.figures.appearance import COLOURS, SETTINGS, new_figure, save_figure
+from metalm.analysis.statistics.bootstrap import ratio_intervals
+from metalm.analysis.statistics.scores import FloatArray
 from metalm.analysis.tables import interval_text
 from metalm.language.reading.curves import (
     FLUSH,

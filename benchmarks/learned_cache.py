@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from data_prep.corpora import prepare_as
-from metalm.analysis.bootstrap import ratio_intervals
+from metalm.analysis.statistics.bootstrap import ratio_intervals
 from metalm.analysis.tables import interval_text
 from metalm.language.reading.beginnings import beginnings, num_words
 from metalm.language.reading.copies import nats_of_copies

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.corpora import prepare_as
-from metalm.analysis.bootstrap import ratio_intervals
+from metalm.analysis.statistics.bootstrap import ratio_intervals
 from metalm.analysis.tables import interval_text
 from metalm.language.reading.methods import Learning, Method, ModelName, TrainedModels
 from metalm.language.reading.reader import Reader

@@ -31,7 +31,7 @@ import torch
 
 from data_prep.corpora import prepare_as
 from metalm.adapt.reading_state import checksum
-from metalm.analysis.bootstrap import ratio_intervals
+from metalm.analysis.statistics.bootstrap import ratio_intervals
 from metalm.analysis.tables import interval_text
 from metalm.language.network.model import LanguageModel
 from metalm.language.run.opened_run import OpenedRun, open_run

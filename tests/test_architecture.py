@@ -17,6 +17,8 @@ CORE = ("metalm.meta", "metalm.training", "metalm.adapt")
 _TEXT, _NETWORK, _READING, _TRAINING, _TUNING = (
     f"metalm.language.{room}" for room in ("text", "network", "reading", "training", "tuning")
 )
+_STATISTICS = "metalm.analysis.statistics"
+_WRITING = ("metalm.analysis.plain_text", "metalm.analysis.whole_file")
 ARROWS = {
     "metalm/meta": (),
     "metalm/meta/kernels": (),
@@ -24,6 +26,14 @@ ARROWS = {
     "metalm/meta/layers": ("metalm.meta.kernels",),
     "metalm/training": (),
     "metalm/analysis": (),
+    "metalm/analysis/statistics": ("metalm.analysis.whole_file",),
+    "metalm/analysis/figures": (_STATISTICS, *_WRITING),
+    "metalm/analysis/page": (
+        *_WRITING,
+        "metalm.analysis.tables",
+        _STATISTICS,
+        "metalm.analysis.figures",
+    ),
     "metalm/adapt": ("metalm.meta", "metalm.training"),
     "metalm/language": ("metalm.meta", "metalm.training", "metalm.analysis", "metalm.adapt"),
     "metalm/language/text": CORE,
@@ -152,6 +162,8 @@ def test_a_wrong_import_into_the_core_is_caught(source):
         ("metalm/language/text", "from metalm.language.network.model import LanguageModel"),
         ("metalm/language/network", "from metalm.language.reading.cache import CacheConfig"),
         ("metalm/language/run", "from metalm.language.pretrained import Pretrained"),
+        ("metalm/analysis/statistics", "from metalm.analysis.figures.plots import draw"),
+        ("metalm/analysis/figures", "from metalm.analysis.page.html_page import build_page"),
         ("metalm/training", "from metalm.fewshot.methods.method import FewShotMethod"),
         ("data_prep", "from metalm.fewshot.methods.method import FewShotMethod"),
     ],

@@ -12,7 +12,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from data_prep.__main__ import main as prepare
-from metalm.analysis import report, scores
+from metalm.analysis import report
+from metalm.analysis.statistics import scores
 from metalm.language.run.run_folder import RunFolder
 from metalm.training import checkpoint
 from metalm.training.folder_lock import only_program_in

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from metalm.analysis.appearance import (
+from metalm.analysis.figures.appearance import (
     COLOURS,
     GREYS,
     MARKERS,
@@ -18,7 +18,7 @@ from metalm.analysis.appearance import (
     place_legend,
     side_by_side,
 )
-from metalm.analysis.bootstrap import Interval
+from metalm.analysis.statistics.bootstrap import Interval
 
 Effects = Mapping[str, Mapping[str, Any]]
 """Name of a setting -> its share and elasticity as "setting", its intervals by what they are of.

@@ -4,13 +4,22 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from metalm.analysis.appearance import save_figure
-from metalm.analysis.html_page import build_page
+from metalm.analysis.figures.appearance import save_figure
+from metalm.analysis.figures.plots import CAPTIONS, draw_all, left_out
+from metalm.analysis.page.html_page import build_page
 from metalm.analysis.plain_text import in_markdown
-from metalm.analysis.plots import CAPTIONS, draw_all, left_out
-from metalm.analysis.results import SCHEMA, TEMPERED_SCHEMA, Results, as_json, compute, mode_as_json
-from metalm.analysis.scores import Scores
-from metalm.analysis.succession import Succession, letter
+from metalm.analysis.statistics.results import (
+    SCHEMA,
+    TEMPERED_SCHEMA,
+    Results,
+    as_json,
+    compute,
+    mode_as_json,
+)
+from metalm.analysis.statistics.scores import Scores
+from metalm.analysis.statistics.succession import Succession, letter
+from metalm.analysis.statistics.tempered import Tempered, tempered_rows
+from metalm.analysis.statistics.traces import Trace
 from metalm.analysis.tables import (
     Cost,
     articles_grid,
@@ -22,8 +31,6 @@ from metalm.analysis.tables import (
     tempered_grid,
     to_markdown,
 )
-from metalm.analysis.tempered import Tempered, tempered_rows
-from metalm.analysis.traces import Trace
 from metalm.analysis.whole_file import write_at_once
 
 Traces = Mapping[str, Sequence[Trace]]

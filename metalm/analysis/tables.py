@@ -10,13 +10,13 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from metalm.analysis.bootstrap import Interval
-from metalm.analysis.featured import featured
 from metalm.analysis.plain_text import in_markdown, shown
-from metalm.analysis.positions import ByPosition
-from metalm.analysis.scores import STATIC, Scores
-from metalm.analysis.summary import best_rival, compare_with_rivals, summarise
-from metalm.analysis.tempered import Tempered, tempered_rows
+from metalm.analysis.statistics.bootstrap import Interval
+from metalm.analysis.statistics.featured import featured
+from metalm.analysis.statistics.positions import ByPosition
+from metalm.analysis.statistics.scores import STATIC, Scores
+from metalm.analysis.statistics.summary import best_rival, compare_with_rivals, summarise
+from metalm.analysis.statistics.tempered import Tempered, tempered_rows
 
 Cost = Mapping[str, Mapping[str, float]]
 ABSENT = "—"

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalm.analysis.bootstrap import Interval
-from metalm.analysis.score_plot import write_score_plot
+from metalm.analysis.figures.score_plot import write_score_plot
+from metalm.analysis.statistics.bootstrap import Interval
 from metalm.fewshot.experiment import Result
 from metalm.fewshot.scoring import Estimate
 from metalm.fewshot.tasks.sources import CURVES

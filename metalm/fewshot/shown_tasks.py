@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from metalm.analysis.curve_plot import LearntCurve, write_curve_plot
-from metalm.analysis.episode_plot import AnsweredEpisode, write_episode_plot
+from metalm.analysis.figures.curve_plot import LearntCurve, write_curve_plot
+from metalm.analysis.figures.episode_plot import AnsweredEpisode, write_episode_plot
 from metalm.fewshot.methods.adaptation import Adaptation
 from metalm.fewshot.methods.method import FewShotMethod
 from metalm.fewshot.presets import FewShotConfig

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from metalm.analysis.report import write_page
-from metalm.analysis.scores import Scores
+from metalm.analysis.statistics.scores import Scores
 from metalm.analysis.tables import Cost, print_tables
 from metalm.language.pretrained import Pretrained, ReadingMode
 from metalm.language.reading.method_readings import described

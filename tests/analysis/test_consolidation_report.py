@@ -3,8 +3,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from metalm.analysis.appearance import save_figure
 from metalm.analysis.consolidation_report import consolidation_table, draw_consolidation
+from metalm.analysis.figures.appearance import save_figure
 
 GROUPS = {"valid, related": 3, "valid, not related": 4, "held-out B": 0}
 BEGINNINGS = (20, 1500)

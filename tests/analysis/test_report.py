@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from metalm.analysis import ArticleScores, Scores, write_report
-from metalm.analysis.appearance import looks, save_figure
-from metalm.analysis.plots import CAPTIONS, draw_all
-from metalm.analysis.results import as_json, compute
+from metalm.analysis.figures.appearance import looks, save_figure
+from metalm.analysis.figures.plots import CAPTIONS, draw_all
+from metalm.analysis.statistics.results import as_json, compute
 
 
 def strict_json(path: Path):

@@ -4,8 +4,13 @@ import math
 import pytest
 from rich.console import Console
 
-from metalm.analysis.scores import ArticleScores, Scores
-from metalm.analysis.summary import best_rival, compare_with_rivals, matched_rival, summarise
+from metalm.analysis.statistics.scores import ArticleScores, Scores
+from metalm.analysis.statistics.summary import (
+    best_rival,
+    compare_with_rivals,
+    matched_rival,
+    summarise,
+)
 from metalm.analysis.tables import (
     articles_grid,
     cost_grid,

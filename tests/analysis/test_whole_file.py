@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from metalm.analysis.appearance import new_figure, save_figure
+from metalm.analysis.figures.appearance import new_figure, save_figure
 from metalm.analysis.whole_file import write_at_once
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from matplotlib.figure import Figure
-from metalm.analysis.appearance import new_figure, save_figure
+from metalm.analysis.figures.appearance import new_figure, save_figure
 
 def die(*arguments, **named):
     os.kill(os.getpid(), signal.SIGKILL)

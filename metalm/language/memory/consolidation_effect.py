@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metalm.analysis.bootstrap import Interval, ratio_intervals
+from metalm.analysis.statistics.bootstrap import Interval, ratio_intervals
 from metalm.language.memory.consolidation import (
     ConsolidationConfig,
     LongTermMemory,

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metalm.analysis.scores import ArticleScores, Scores
-from metalm.analysis.tempered import Tempered
-from metalm.analysis.traces import QUANTITIES, Trace
+from metalm.analysis.statistics.scores import ArticleScores, Scores
+from metalm.analysis.statistics.tempered import Tempered
+from metalm.analysis.statistics.traces import QUANTITIES, Trace
 from metalm.language.reading.cache import CacheConfig
 from metalm.language.reading.copies import nats_of_copies
 from metalm.language.reading.copy_readings import Begin, Request, Texts, read_copies

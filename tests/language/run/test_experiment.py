@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from metalm.analysis.scores import Scores
+from metalm.analysis.statistics.scores import Scores
 from metalm.language import own_texts, ship
 from metalm.language.reading.store import ReadingStore
 from metalm.language.run import experiment
