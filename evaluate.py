@@ -32,7 +32,7 @@ from metalm.language.own_texts import evaluate_texts, reader_of_pretrained, read
 from metalm.language.run.experiment import MODES, SPLITS, evaluate, tune_run
 from metalm.language.run.opened_run import open_run
 from metalm.language.run.presets import EvaluationConfig
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.text.articles import open_corpus
 from metalm.training.allocator import keep_freed_memory
 from metalm.training.devices import use_device
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace, command: str) -> Path | str:
         return run_texts(options, command)
     if options.run is None:
         return run_few_shot(options)
-    folder = RunFolder(options.run)
+    folder = LanguageRunFolder(options.run)
     if "scoring" in folder.read_configuration():
         return run_few_shot(options)
     if options.official_runs is not None:
@@ -203,7 +203,7 @@ def run_few_shot(options: argparse.Namespace) -> str:
     from data_prep.picture_corpora import prepare_pictures
     from metalm.fewshot import command_line
 
-    folder = None if options.run is None else RunFolder(options.run)
+    folder = None if options.run is None else LanguageRunFolder(options.run)
     return command_line.evaluate(
         folder,
         prepare_pictures,
@@ -221,7 +221,7 @@ def run_texts(options: argparse.Namespace, command: str) -> Path:
     name += f"-and-{len(texts) - 1}-more" if len(texts) > 1 else ""
     is_run = options.run is not None and (Path(options.run) / "configuration.json").exists()
     reader = (
-        reader_of_run(RunFolder(options.run), options.device, options.bfloat16)
+        reader_of_run(LanguageRunFolder(options.run), options.device, options.bfloat16)
         if is_run
         else reader_of_pretrained(
             options.run or "shipped", options.device, options.bfloat16 is True

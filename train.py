@@ -32,7 +32,7 @@ from data_prep.picture_corpora import prepare_pictures
 from metalm.fewshot import command_line
 from metalm.language.run.experiment import evaluate, train
 from metalm.language.run.presets import PRESETS, ExperimentConfig, preset_named
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.stages import STAGES, refuse_unknown
 from metalm.language.text.articles import Corpus, open_corpus
 from metalm.training.allocator import keep_freed_memory
@@ -139,7 +139,9 @@ def run(config: ExperimentConfig, options: argparse.Namespace, command: str) -> 
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     config, corpus = open_data(config)
-    folder = RunFolder(options.run or Path("runs") / Path(config.data.source).resolve().name)
+    folder = LanguageRunFolder(
+        options.run or Path("runs") / Path(config.data.source).resolve().name
+    )
     with only_program_in(folder.folder), writing(folder.folder):
         train(config, corpus, folder, options.stages)
         if not options.no_evaluation:

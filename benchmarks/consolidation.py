@@ -50,7 +50,7 @@ from metalm.language.own_texts import reader_of_run
 from metalm.language.reading.methods import NAMES
 from metalm.language.reading.reader import Reader
 from metalm.language.run.opened_run import OpenedRun, open_run
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.text.articles import Article, Corpus
 from metalm.meta.parameters import Parameters
 from metalm.training.allocator import keep_freed_memory
@@ -110,7 +110,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load_metalm(folder: RunFolder) -> tuple[Reader, dict[str, Any]]:
+def load_metalm(folder: LanguageRunFolder) -> tuple[Reader, dict[str, Any]]:
     """The joint model and its rule, as tuned for the reset mode."""
     found = reader_of_run(folder)
     (method,) = (m for m in found.methods if m.name == NAMES["joint"])

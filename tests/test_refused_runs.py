@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from data_prep.__main__ import main as prepare
 from metalm.analysis import report
 from metalm.analysis.statistics import scores
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.training import checkpoint
 from metalm.training.folder_lock import only_program_in
 
@@ -66,7 +66,7 @@ def run(trained, tmp_path, monkeypatch):
     """A copy of it to work in, and the words that go on with it."""
     shutil.copytree(trained[0], tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
-    return RunFolder("run"), trained[1]
+    return LanguageRunFolder("run"), trained[1]
 
 
 def refuse(*arguments, **named):

@@ -24,7 +24,7 @@ from metalm.language.reading.store import ReadingStore
 from metalm.language.run.mixtures import Mixtures, kept_mixtures
 from metalm.language.run.opened_run import read_experiment
 from metalm.language.run.presets import ExperimentConfig
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.scoring import score_split
 from metalm.language.run.trained import load_trained
 from metalm.language.run.trial_files import read_trials, weights_of
@@ -66,7 +66,7 @@ class TextReader(NamedTuple):
 
 
 def reader_of_run(
-    folder: RunFolder, device: str | None = None, bfloat16: bool | None = None
+    folder: LanguageRunFolder, device: str | None = None, bfloat16: bool | None = None
 ) -> TextReader:
     """Every method of a run that can read without its training data.
 

@@ -27,7 +27,7 @@ from metalm.language.pretrained import SHIPPED, Pretrained
 from metalm.language.pretrained_config import Origin, PretrainedConfig, ReadingSettings
 from metalm.language.run.opened_run import read_experiment
 from metalm.language.run.presets import PRESETS, ExperimentConfig
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.trained import article_starts, load_model, load_rule
 from metalm.language.run.trial_files import Weights, read_trials
 from metalm.language.text.vocabulary import Vocabulary
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         size = ship(
-            pretrained_of(RunFolder(options.run), options.command),
+            pretrained_of(LanguageRunFolder(options.run), options.command),
             options.folder,
             getattr(torch, options.dtype),
             options.limit,
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def pretrained_of(run: RunFolder, command: str | None = None) -> Pretrained:
+def pretrained_of(run: LanguageRunFolder, command: str | None = None) -> Pretrained:
     """The jointly trained model of a run, with the settings that tuning chose.
 
     Raises:
@@ -107,7 +107,7 @@ def pretrained_of(run: RunFolder, command: str | None = None) -> Pretrained:
 
 
 def tuned(
-    run: RunFolder, mode: str, weights: Weights, *, may_flush: bool = False
+    run: LanguageRunFolder, mode: str, weights: Weights, *, may_flush: bool = False
 ) -> ReadingSettings:
     """The best settings of the joint model without a cache, and the best cache beside them.
 
@@ -147,7 +147,7 @@ def tuned(
     )
 
 
-def test_perplexities(run: RunFolder, mode: str) -> dict[str, float]:
+def test_perplexities(run: LanguageRunFolder, mode: str) -> dict[str, float]:
     """Perplexity per word of each method on the test articles, as the run's report has it, if any.
 
     Raises:

@@ -15,7 +15,7 @@ from metalm.language.reading.methods import TrainedModels
 from metalm.language.run import stages
 from metalm.language.run.experiment import train
 from metalm.language.run.presets import DataConfig, EvaluationConfig, ExperimentConfig
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.text.articles import SCHEMA, ArticleSet, open_corpus
 from metalm.language.training.base_training import BaseTrainingConfig
 from metalm.language.training.meta_training_config import JointTrainingConfig, RuleTrainingConfig
@@ -325,7 +325,7 @@ def trained_run(corpus, tmp_path_factory):
         ),
         evaluation=EvaluationConfig(rows=2),
     )
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "unbroken")
+    folder = LanguageRunFolder(tmp_path_factory.mktemp("runs") / "unbroken")
     with pytest.MonkeyPatch.context() as patch:
         # Importing TensorBoard takes seconds; tests/training covers it.
         patch.setattr(stages, "Record", partial(Record, tensorboard=False))

@@ -17,7 +17,7 @@ from metalm.language.reading.reader import Reader
 from metalm.language.reading.store import ReadingStore
 from metalm.language.run import experiment
 from metalm.language.run import stages as stages_module
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.scoring import score_split
 from metalm.language.run.stages import Stages
 from metalm.language.run.trained import load_trained
@@ -117,7 +117,7 @@ def kind_run(request, trained_run, tmp_path_factory):
     """The run of the other tests, its rule of another kind: (config, corpus, folder)."""
     config, corpus, other = trained_run
     config = dataclasses.replace(config, rule=dataclasses.replace(config.rule, kind=request.param))
-    folder = RunFolder(tmp_path_factory.mktemp("kinds") / "run")
+    folder = LanguageRunFolder(tmp_path_factory.mktemp("kinds") / "run")
     folder.folder.mkdir()
     for name in ("base", "control"):
         shutil.copy(other.weights(name), folder.weights(name))
@@ -150,7 +150,7 @@ def test_what_lies_above_the_rates_is_trained_too(kind_run):
 def test_a_stopped_training_goes_on_to_the_same_bits(kind_run, tmp_path, monkeypatch, name):
     """Stopped in the middle of articles."""
     config, corpus, unbroken = kind_run
-    folder = RunFolder(tmp_path / "run")
+    folder = LanguageRunFolder(tmp_path / "run")
     folder.folder.mkdir()
     for before in ("base", *(("rule",) if name == "joint" else ())):
         shutil.copy(unbroken.weights(before), folder.weights(before))
@@ -201,7 +201,7 @@ def test_evaluated_saved_and_loaded(kind_run, tmp_path):
 def test_a_run_from_before_there_were_kinds(trained_run, tmp_path, monkeypatch):
     config, corpus, other = trained_run
     shutil.copytree(other.folder, tmp_path / "run")
-    folder = RunFolder(tmp_path / "run")
+    folder = LanguageRunFolder(tmp_path / "run")
     stored = folder.read_configuration()
     for name in ("kind", "hidden", "sees"):
         del stored["rule"][name]
@@ -220,7 +220,7 @@ def test_a_joint_training_that_no_rule_of_that_kind_has(trained_run, tmp_path):
         rule=dataclasses.replace(config.rule, kind="gated"),
         joint=dataclasses.replace(config.joint, mode="forward"),
     )
-    folder = RunFolder(tmp_path / "run")
+    folder = LanguageRunFolder(tmp_path / "run")
     with pytest.raises(ValueError, match=r"AbstractStepRule, found Gated; do use mode='reverse'"):
         experiment.train(config, corpus, folder, ["base", "control", "rule", "joint"])
     assert not folder.folder.exists()

@@ -24,7 +24,7 @@ from metalm.language.reading.cache import CacheConfig
 from metalm.language.reading.flushing import Flushing
 from metalm.language.reading.reader import Reader
 from metalm.language.reading.store import ReadingStore
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.scoring import score_split
 from metalm.language.text.vocabulary import closed_words
 from metalm.language.tuning.trials import Trial, trial_to_json
@@ -47,7 +47,7 @@ BEST = Trial(
 @pytest.fixture(scope="module")
 def tuned_run(trained_run, tmp_path_factory):
     """A copy of a trained run with two trials of its joint model."""
-    folder = RunFolder(tmp_path_factory.mktemp("shipping") / "run")
+    folder = LanguageRunFolder(tmp_path_factory.mktemp("shipping") / "run")
     shutil.copytree(trained_run[2].folder, folder.folder)
     trials = [
         Trial(
@@ -137,7 +137,7 @@ def test_it_reads_as_the_evaluation_does(model, trained_run, tmp_path):
 @pytest.fixture(scope="module")
 def flushing_model(tuned_run, trained_run, tmp_path_factory):
     """The same run, tuned with a flush in the carry-on mode as well."""
-    folder = RunFolder(tmp_path_factory.mktemp("flushing") / "run")
+    folder = LanguageRunFolder(tmp_path_factory.mktemp("flushing") / "run")
     shutil.copytree(tuned_run.folder, folder.folder)
     config, corpus, _ = trained_run
     network = train_article_starts(corpus.train, config.model.vocabulary_size, 1)
@@ -419,7 +419,7 @@ def test_shipping(tuned_run, tmp_path, monkeypatch, capsys):
 
 
 def test_the_card_has_the_test_figures_of_the_report(tuned_run, tmp_path, capsys):
-    folder = RunFolder(shutil.copytree(tuned_run.folder, tmp_path / "run"))
+    folder = LanguageRunFolder(shutil.copytree(tuned_run.folder, tmp_path / "run"))
     report = folder.folder / "report-test" / "results.json"
     report.parent.mkdir()
     lines = [("static", 150.25), ("metalm", 82.5), ("metalm + cache", 79.0)]

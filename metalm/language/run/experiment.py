@@ -22,7 +22,7 @@ from metalm.language.reading.store import ReadingStore
 from metalm.language.run.mixtures import Mixtures, run_mixtures
 from metalm.language.run.presets import ExperimentConfig
 from metalm.language.run.reading_cost import reading_costs
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.scoring import Scored, score_split
 from metalm.language.run.stages import Stages
 from metalm.language.run.temperatures import Temperatures, run_temperatures
@@ -44,7 +44,7 @@ MODES = ("reset", "carry")
 
 
 def train(
-    config: ExperimentConfig, corpus: Corpus, folder: RunFolder, stages: Sequence[str]
+    config: ExperimentConfig, corpus: Corpus, folder: LanguageRunFolder, stages: Sequence[str]
 ) -> None:
     """Runs these trainings one after the other; each goes on where it was stopped.
 
@@ -61,7 +61,11 @@ def train(
 
 
 def tune(
-    config: ExperimentConfig, models: TrainedModels, corpus: Corpus, folder: RunFolder, mode: str
+    config: ExperimentConfig,
+    models: TrainedModels,
+    corpus: Corpus,
+    folder: LanguageRunFolder,
+    mode: str,
 ) -> Trials:
     """Tunes every method for one reading mode on validation articles; keeps all trials.
 
@@ -116,7 +120,7 @@ def mix(
     models: TrainedModels,
     trials: Trials,
     corpus: Corpus,
-    folder: RunFolder,
+    folder: LanguageRunFolder,
     mode: str,
 ) -> Mixtures:
     """Trains the mixtures that are compared in one mode, on validation articles; keeps them."""
@@ -136,7 +140,7 @@ def choose_temperatures(
     models: TrainedModels,
     trials: Trials,
     corpus: Corpus,
-    folder: RunFolder,
+    folder: LanguageRunFolder,
     mode: str,
 ) -> Temperatures:
     """Chooses a temperature for every method on validation articles; keeps them."""
@@ -157,7 +161,7 @@ def score(
     models: TrainedModels,
     trials: Trials,
     articles: ArticleSet,
-    folder: RunFolder,
+    folder: LanguageRunFolder,
     split: str,
     mode: str,
     mixtures: Mixtures | None = None,
@@ -193,7 +197,10 @@ def _named(split: str, config: ExperimentConfig) -> str:
 
 
 def tune_run(
-    config: ExperimentConfig, corpus: Corpus, folder: RunFolder, modes: Sequence[str] | None = None
+    config: ExperimentConfig,
+    corpus: Corpus,
+    folder: LanguageRunFolder,
+    modes: Sequence[str] | None = None,
 ) -> dict[str, Trials]:
     """Tunes every method in every mode, as far as the run is trained; keeps all trials."""
     models = load_trained(folder, config, Stages(config, corpus, folder).base_articles)
@@ -206,7 +213,7 @@ def tune_run(
 def evaluate(
     config: ExperimentConfig,
     corpus: Corpus,
-    folder: RunFolder,
+    folder: LanguageRunFolder,
     *,
     split: str = "test",
     modes: Sequence[str] | None = None,

@@ -10,7 +10,7 @@ from metalm.language.reading.copy_readings import Begin
 from metalm.language.reading.method_readings import described, read_methods
 from metalm.language.reading.methods import Method, TrainedModels
 from metalm.language.reading.mixture_network import MixtureNetwork
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.text.articles import ArticleSet
 from metalm.language.tuning.tuning_text import TuningConfig, tuning_text
 from metalm.training.state import pack, unpack
@@ -25,7 +25,7 @@ def run_mixtures(
     articles: ArticleSet,
     config: TuningConfig,
     mode: str,
-    folder: RunFolder,
+    folder: LanguageRunFolder,
     report: Callable[[str], None] | None = None,
     progress: Begin | None = None,
 ) -> Mixtures:
@@ -65,7 +65,7 @@ def run_mixtures(
 
 
 def kept_mixtures(
-    folder: RunFolder, mode: str
+    folder: LanguageRunFolder, mode: str
 ) -> tuple[dict[str, MixtureNetwork], dict[str, Any]] | None:
     """The networks that lie in a run's folder, and the copies that each of them mixes.
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from metalm.language.reading.methods import TrainedModels
 from metalm.language.run.presets import ExperimentConfig
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.stages import Stages
 from metalm.language.run.trained import load_trained
 from metalm.language.text.articles import ArticleSet, Corpus, open_corpus
@@ -20,7 +20,7 @@ from metalm.training.configuration import from_json
 class OpenedRun(NamedTuple):
     """What `open_run` finds."""
 
-    folder: RunFolder
+    folder: LanguageRunFolder
     config: ExperimentConfig
     corpus: Corpus
 
@@ -39,7 +39,7 @@ class OpenedRun(NamedTuple):
         return load_trained(self.folder, self.config, self.base_articles)
 
 
-def read_experiment(folder: RunFolder) -> ExperimentConfig:
+def read_experiment(folder: LanguageRunFolder) -> ExperimentConfig:
     """The configuration of a run on text.
 
     Raises:
@@ -65,7 +65,7 @@ def open_run(path: Path | str, prepare: Callable[[DataConfig], Path]) -> OpenedR
         ValueError: no run, a file of it or of the corpus that is missing or damaged, or a corpus
             with another vocabulary.
     """
-    folder = RunFolder(path)
+    folder = LanguageRunFolder(path)
     config = read_experiment(folder)
     corpus = open_corpus(prepare(config.data))
     vocabulary = Vocabulary.load(folder.vocabulary_path)

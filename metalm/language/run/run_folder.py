@@ -27,10 +27,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metalm.training import run_folder
+from metalm.training.run_folder import RunFolder
 
 
-class RunFolder(run_folder.RunFolder):
+class LanguageRunFolder(RunFolder):
     """Paths and files of one run.
 
     Args:

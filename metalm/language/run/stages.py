@@ -24,7 +24,7 @@ import torch
 
 from metalm.language.network.model import LanguageModel
 from metalm.language.run.presets import ExperimentConfig
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.trained import count_gradients, load_model, load_rule
 from metalm.language.text.articles import ArticleSet, Corpus
 from metalm.language.training.awd_training import AwdTraining, start_as_published
@@ -75,7 +75,7 @@ class Stages:
         folder: where weights, checkpoints and metrics go.
     """
 
-    def __init__(self, config: ExperimentConfig, corpus: Corpus, folder: RunFolder) -> None:
+    def __init__(self, config: ExperimentConfig, corpus: Corpus, folder: LanguageRunFolder) -> None:
         self.config, self.corpus, self.folder = config, corpus, folder
         train, held_out = hold_out(len(corpus.train), config.data.held_out, config.seed)
         self.base_articles: ArticleSet = corpus.train.select(train)
@@ -149,7 +149,7 @@ class Stages:
     def _published_base(self) -> None:
         config = self.config
         if config.awd.start:
-            before = RunFolder(Path(config.awd.start))
+            before = LanguageRunFolder(Path(config.awd.start))
             model = load_model(before, "base", config).requires_grad_(True)
         else:
             model = start_as_published(LanguageModel(config.model)).to(config.device)

@@ -20,7 +20,7 @@ from metalm.language.reading.copy_readings import Begin
 from metalm.language.reading.method_readings import MethodReadings, described, read_methods
 from metalm.language.reading.methods import Method, TrainedModels
 from metalm.language.reading.reader import Readings
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.text.articles import ArticleSet
 from metalm.language.tuning.tuning_text import TuningConfig, tuning_text
 from metalm.training.disk import write_at_once
@@ -63,7 +63,7 @@ def run_temperatures(
     config: TuningConfig,
     grid: Sequence[float],
     mode: str,
-    folder: RunFolder,
+    folder: LanguageRunFolder,
     report: Callable[[str, float], None] | None = None,
     progress: Begin | None = None,
 ) -> Temperatures:

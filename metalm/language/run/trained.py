@@ -10,7 +10,7 @@ from metalm.language.network.model import LanguageModel
 from metalm.language.reading.article_starts import ArticleStarts, train_article_starts
 from metalm.language.reading.methods import TrainedModels
 from metalm.language.run.presets import ExperimentConfig
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.text.articles import ArticleSet
 from metalm.language.training.meta_training_config import empty_rule
 from metalm.language.training.statistics import gradient_rms
@@ -22,7 +22,7 @@ from metalm.training.state import unpack
 
 
 def load_trained(
-    folder: RunFolder,
+    folder: LanguageRunFolder,
     config: ExperimentConfig,
     training_articles: ArticleSet | None,
     *,
@@ -73,7 +73,7 @@ def load_trained(
     )
 
 
-def load_model(folder: RunFolder, name: str, config: ExperimentConfig) -> LanguageModel:
+def load_model(folder: LanguageRunFolder, name: str, config: ExperimentConfig) -> LanguageModel:
     """The language model of a stage, ready to read.
 
     Raises:
@@ -88,7 +88,7 @@ def load_model(folder: RunFolder, name: str, config: ExperimentConfig) -> Langua
 
 
 def load_rule(
-    folder: RunFolder, name: str, config: ExperimentConfig, names: Iterable[str]
+    folder: LanguageRunFolder, name: str, config: ExperimentConfig, names: Iterable[str]
 ) -> LearnedRule:
     """The update rule of a stage."""
     tree = unpack(*folder.load(name))
@@ -99,7 +99,7 @@ def load_rule(
 
 
 def article_starts(
-    folder: RunFolder, config: ExperimentConfig, training_articles: ArticleSet | None
+    folder: LanguageRunFolder, config: ExperimentConfig, training_articles: ArticleSet | None
 ) -> ArticleStarts | None:
     """What tells where articles begin; trained once and kept in the run's folder.
 
@@ -117,7 +117,7 @@ def article_starts(
 
 
 def control_statistics(
-    folder: RunFolder,
+    folder: LanguageRunFolder,
     config: ExperimentConfig,
     model: LanguageModel,
     names: tuple[str, ...],
@@ -170,7 +170,9 @@ def _are_same(one: LanguageModel, other: LanguageModel) -> bool:
     return all(torch.equal(weight, weights[name]) for name, weight in one.state_dict().items())
 
 
-def _check_shapes(folder: RunFolder, name: str, expected: Parameters, found: Parameters) -> None:
+def _check_shapes(
+    folder: LanguageRunFolder, name: str, expected: Parameters, found: Parameters
+) -> None:
     for key in sorted(expected.keys() | found.keys()):
         wanted = tuple(expected[key].shape) if key in expected else "nothing"
         given = tuple(found[key].shape) if key in found else "nothing"

@@ -15,7 +15,7 @@ from torch import nn
 from metalm.adapt.reading_state import checksum
 from metalm.language.reading.methods import TrainedModels
 from metalm.language.run.presets import ExperimentConfig
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.text.articles import Corpus
 from metalm.language.tuning.comparison import Trials
 from metalm.language.tuning.trials import BegunTrials, trial_from_json, trial_to_json
@@ -24,7 +24,7 @@ from metalm.training.disk import write_at_once
 from metalm.training.processes import first_alone
 
 
-def _tuning_path(folder: RunFolder, mode: str) -> Path:
+def _tuning_path(folder: LanguageRunFolder, mode: str) -> Path:
     return folder.folder / f"tuning-{mode}.json"
 
 
@@ -42,7 +42,7 @@ def weights_of(models: TrainedModels) -> Weights:
     return {name: checksum(module) for name, module in named.items() if module is not None}
 
 
-def read_trials(folder: RunFolder, mode: str, weights: Weights | None = None) -> Trials:
+def read_trials(folder: LanguageRunFolder, mode: str, weights: Weights | None = None) -> Trials:
     """The trials of a reading mode that are there so far; none if it was not tuned.
 
     Args:
@@ -69,14 +69,14 @@ def read_trials(folder: RunFolder, mode: str, weights: Weights | None = None) ->
     return trials
 
 
-def write_trials(folder: RunFolder, mode: str, weights: Weights, trials: Trials) -> None:
+def write_trials(folder: LanguageRunFolder, mode: str, weights: Weights, trials: Trials) -> None:
     """Keeps the trials of every search that is done, and of which weights they are."""
     content = {"weights": dict(weights), "trials": _as_json(trials)}
     first_alone(lambda: _write(_tuning_path(folder, mode), content))
 
 
 def begun_trials(
-    config: ExperimentConfig, weights: Weights, corpus: Corpus, folder: RunFolder, mode: str
+    config: ExperimentConfig, weights: Weights, corpus: Corpus, folder: LanguageRunFolder, mode: str
 ) -> BegunTrials:
     """The trials of a search that was stopped, and those of this one, which are kept after each.
 
@@ -91,12 +91,12 @@ def begun_trials(
     return BegunTrials(_trials_of(path, of), keep)
 
 
-def forget_begun(folder: RunFolder, mode: str) -> None:
+def forget_begun(folder: LanguageRunFolder, mode: str) -> None:
     """Removes what was kept of a search that is done."""
     first_alone(lambda: _begun_path(folder, mode).unlink(missing_ok=True))
 
 
-def _begun_path(folder: RunFolder, mode: str) -> Path:
+def _begun_path(folder: LanguageRunFolder, mode: str) -> Path:
     return folder.folder / f"tuning-{mode}-begun.json"
 
 

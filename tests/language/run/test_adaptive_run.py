@@ -9,7 +9,7 @@ import torch
 from metalm.language import ship
 from metalm.language.pretrained import Pretrained
 from metalm.language.run import experiment, stages
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.trained import load_trained
 from metalm.training import loop
 
@@ -20,7 +20,7 @@ def run(trained_run, tmp_path_factory):
     config, corpus, _ = trained_run
     model = dataclasses.replace(config.model, cutoffs=(5, 9), shrink=2)
     config = dataclasses.replace(config, model=model)
-    folder = RunFolder(tmp_path_factory.mktemp("clusters") / "run")
+    folder = LanguageRunFolder(tmp_path_factory.mktemp("clusters") / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "Record", _SilentRecord)
         experiment.train(config, corpus, folder, stages.STAGES)
@@ -50,7 +50,7 @@ def test_every_part_of_both_ends_is_trained(run):
 @pytest.mark.parametrize("name", ["base", "joint"])
 def test_a_stopped_training_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, name):
     config, corpus, unbroken = run
-    folder = RunFolder(tmp_path / "run")
+    folder = LanguageRunFolder(tmp_path / "run")
     folder.folder.mkdir()
     for before in ("base", "rule") if name == "joint" else ():
         folder.weights(before).write_bytes(unbroken.weights(before).read_bytes())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metalm.language.run import stages as stages_module
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.stages import STAGES, Stages
 from metalm.language.run.trained import load_trained
 from metalm.language.training.awd_training import AwdTrainingConfig
@@ -35,7 +35,7 @@ def published(request, trained_run, tmp_path_factory):
     )
     data = dataclasses.replace(config.data, held_out=0.0)
     config = dataclasses.replace(config, data=data, awd=awd)
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / request.param)
+    folder = LanguageRunFolder(tmp_path_factory.mktemp("runs") / request.param)
     rates = {}
 
     def run(training, **options):
@@ -104,7 +104,7 @@ def test_the_base_reads_every_article_and_so_does_the_rule(published):
 def test_a_killed_base_goes_on_to_the_same_bits(published, tmp_path, monkeypatch):
     """Killed in the first pass, and after averages may have begun."""
     config, corpus, unbroken, rates = published
-    folder = RunFolder(tmp_path / "run")
+    folder = LanguageRunFolder(tmp_path / "run")
     steps = len(rates["base"])
     for last_step in (3, round(0.6 * steps), steps - 1, None):
 
@@ -135,7 +135,7 @@ def test_a_killed_base_goes_on_to_the_same_bits(published, tmp_path, monkeypatch
 
 def test_a_checkpoint_of_another_recipe_is_refused(published, tmp_path, monkeypatch):
     config, corpus, _, _ = published
-    folder = RunFolder(tmp_path / "run")
+    folder = LanguageRunFolder(tmp_path / "run")
 
     def run(training, **options):
         loop.run(training, **options | {"num_steps": 2})
@@ -155,14 +155,14 @@ def test_a_base_goes_on_from_that_of_another_run(published, tmp_path, monkeypatc
     still = dataclasses.replace(
         config.awd, start=str(before.folder), epochs=1, learning_rate=0.0, weight_decay=0.0
     )
-    folder = RunFolder(tmp_path / "run")
+    folder = LanguageRunFolder(tmp_path / "run")
     Stages(dataclasses.replace(config, awd=still), corpus, folder).train("base")
     given, left = before.load("base")[0], folder.load("base")[0]
     assert given.keys() == left.keys()
     for key, tensor in given.items():
         assert torch.equal(tensor, left[key]), key
     moving = dataclasses.replace(still, learning_rate=config.awd.learning_rate)
-    folder = RunFolder(tmp_path / "other")
+    folder = LanguageRunFolder(tmp_path / "other")
     Stages(dataclasses.replace(config, awd=moving), corpus, folder).train("base")
     key = "model.layers.0.hidden_weight"
     assert not torch.equal(given[key], folder.load("base")[0][key])
@@ -174,7 +174,7 @@ def test_a_base_of_another_size_is_no_start(published, tmp_path):
     model = dataclasses.replace(config.model, hidden_size=config.model.hidden_size + 1)
     other = dataclasses.replace(config, awd=awd, model=model)
     with pytest.raises(ValueError, match=r"base\.safetensors does not fit the configuration"):
-        Stages(other, corpus, RunFolder(tmp_path / "run")).train("base")
+        Stages(other, corpus, LanguageRunFolder(tmp_path / "run")).train("base")
 
 
 def test_a_joint_training_of_no_tokens_leaves_the_base(published, tmp_path):
@@ -182,7 +182,7 @@ def test_a_joint_training_of_no_tokens_leaves_the_base(published, tmp_path):
     config, corpus, trained, _ = published
     joint = dataclasses.replace(config.joint, tokens=0)
     config = dataclasses.replace(config, joint=joint)
-    folder = RunFolder(tmp_path / "run")
+    folder = LanguageRunFolder(tmp_path / "run")
     for name in ("base", "rule"):
         tensors, meta = trained.load(name)
         folder.save(name, tensors, meta)

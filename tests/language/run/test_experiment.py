@@ -10,7 +10,7 @@ from metalm.analysis.statistics.scores import Scores
 from metalm.language import own_texts, ship
 from metalm.language.reading.store import ReadingStore
 from metalm.language.run import experiment
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.scoring import score_split
 from metalm.language.run.trained import load_trained
 from metalm.language.tuning import comparison as comparison_module
@@ -22,7 +22,7 @@ from metalm.language.tuning.trials import trial_to_json
 def copied_run(trained_run, tmp_path):
     config, corpus, folder = trained_run
     shutil.copytree(folder.folder, tmp_path / "run")
-    return config, corpus, RunFolder(tmp_path / "run")
+    return config, corpus, LanguageRunFolder(tmp_path / "run")
 
 
 def test_training_into_the_folder_of_another_run(copied_run):
@@ -195,4 +195,4 @@ def test_an_unknown_split(trained_run):
 def test_a_model_that_has_not_been_trained(trained_run, tmp_path):
     config, corpus, _ = trained_run
     with pytest.raises(ValueError, match=r"has no 'control' yet; .* --stages control"):
-        experiment.evaluate(config, corpus, RunFolder(tmp_path))
+        experiment.evaluate(config, corpus, LanguageRunFolder(tmp_path))

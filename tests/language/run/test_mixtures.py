@@ -10,7 +10,7 @@ from metalm.language.reading.methods import Method
 from metalm.language.reading.reader import CacheGrid, Reader
 from metalm.language.reading.store import ReadingStore
 from metalm.language.run.mixtures import kept_mixtures, run_mixtures
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.scoring import score_split
 from metalm.language.tuning.tuning_text import TuningConfig
 
@@ -35,7 +35,7 @@ STATIC = Method(name="static", model="control", learning="none", segment=64)
 
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder(tmp_path / "run")
+    return LanguageRunFolder(tmp_path / "run")
 
 
 def test_networks_are_kept_and_used_again(models, articles, folder):

@@ -10,7 +10,7 @@ import torch
 
 from metalm.language.network.model import ModelConfig
 from metalm.language.run.presets import PRESETS, ExperimentConfig, preset_named
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.trained import load_trained
 from metalm.training.configuration import from_json
 
@@ -20,7 +20,7 @@ def copied_run(trained_run, tmp_path):
     """A trained run that a test may damage."""
     config, corpus, folder = trained_run
     shutil.copytree(folder.folder, tmp_path / "run")
-    return config, corpus, RunFolder(tmp_path / "run")
+    return config, corpus, LanguageRunFolder(tmp_path / "run")
 
 
 def test_a_configuration_survives_json(tmp_path):
@@ -28,7 +28,7 @@ def test_a_configuration_survives_json(tmp_path):
         config = preset()
         stored = json.loads(json.dumps(dataclasses.asdict(config)))
         assert from_json(ExperimentConfig, stored) == config
-    folder = RunFolder(tmp_path / "new")
+    folder = LanguageRunFolder(tmp_path / "new")
     folder.write_configuration(config)
     folder.write_configuration(config)
     assert from_json(ExperimentConfig, folder.read_configuration()) == config
@@ -42,7 +42,7 @@ def test_an_unknown_setting_of_another_version():
 
 
 def test_a_folder_of_another_run(tmp_path):
-    folder, config = RunFolder(tmp_path), ExperimentConfig()
+    folder, config = LanguageRunFolder(tmp_path), ExperimentConfig()
     folder.write_configuration(config)
     other = dataclasses.replace(
         config, seed=8, model=dataclasses.replace(config.model, hidden_size=7)
@@ -54,7 +54,7 @@ def test_a_folder_of_another_run(tmp_path):
 
 
 def test_another_number_of_threads_goes_on_with_a_run(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = LanguageRunFolder(tmp_path)
     folder.write_configuration(ExperimentConfig(threads=2))
     before = folder.configuration_path.read_bytes()
     folder.write_configuration(ExperimentConfig(threads=1))
@@ -63,7 +63,7 @@ def test_another_number_of_threads_goes_on_with_a_run(tmp_path):
 
 @pytest.mark.parametrize("content", [None, "", "{"])
 def test_a_folder_that_is_no_run(tmp_path, content):
-    folder = RunFolder(tmp_path)
+    folder = LanguageRunFolder(tmp_path)
     if content is not None:
         folder.configuration_path.write_text(content)
     with pytest.raises(ValueError, match="is not the folder of a run; expected a readable config"):

@@ -10,7 +10,7 @@ from metalm.language.reading.method_readings import MethodReadings, read_methods
 from metalm.language.reading.methods import Method
 from metalm.language.reading.reader import Reader, Readings
 from metalm.language.reading.store import ReadingStore
-from metalm.language.run.run_folder import RunFolder
+from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.scoring import score_split
 from metalm.language.run.temperatures import Temperatures, best_temperature, run_temperatures
 from metalm.language.tuning.tuning_text import TuningConfig
@@ -144,7 +144,7 @@ def test_the_best_temperature_beside_a_cache():
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = RunFolder(tmp_path / "run")
+    folder = LanguageRunFolder(tmp_path / "run")
     folder.folder.mkdir()
     return folder
 
