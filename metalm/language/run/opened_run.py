@@ -13,7 +13,6 @@ from metalm.language.run.stages import Stages
 from metalm.language.run.trained import load_trained
 from metalm.language.text.articles import ArticleSet, Corpus, open_corpus
 from metalm.language.text.data_config import DataConfig
-from metalm.language.text.vocabulary import Vocabulary
 from metalm.training.configuration import from_json
 
 
@@ -68,11 +67,5 @@ def open_run(path: Path | str, prepare: Callable[[DataConfig], Path]) -> OpenedR
     folder = LanguageRunFolder(path)
     config = read_experiment(folder)
     corpus = open_corpus(prepare(config.data))
-    vocabulary = Vocabulary.load(folder.vocabulary_path)
-    if vocabulary.checksum != corpus.vocabulary.checksum:
-        raise ValueError(
-            f"{corpus.folder} has another vocabulary than {folder.folder}; expected the one that "
-            f"the run was trained with, of checksum {vocabulary.checksum[:16]}, found "
-            f"{corpus.vocabulary.checksum[:16]}; prepare the run's own data again, or restore it"
-        )
+    folder.refuse_other_vocabulary(corpus)
     return OpenedRun(folder, config, corpus)

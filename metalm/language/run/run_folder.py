@@ -27,6 +27,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from metalm.language.text.articles import Corpus
+from metalm.language.text.vocabulary import Vocabulary
 from metalm.training.run_folder import RunFolder
 
 
@@ -43,3 +45,17 @@ class LanguageRunFolder(RunFolder):
     def vocabulary_path(self) -> Path:
         """Where the vocabulary lies that the models were trained with."""
         return self.folder / "vocabulary"
+
+    def refuse_other_vocabulary(self, corpus: Corpus) -> None:
+        """Checks that a corpus has the tokens that the run was trained on.
+
+        Raises:
+            ValueError: it has others, or the run's are missing or damaged.
+        """
+        own, found = Vocabulary.load(self.vocabulary_path).checksum, corpus.vocabulary.checksum
+        if own != found:
+            raise ValueError(
+                f"{corpus.folder} has another vocabulary than {self.folder}; expected the one that "
+                f"the run was trained with, of checksum {own[:16]}, found {found[:16]}; prepare "
+                "the run's own data again, or restore it"
+            )

@@ -151,6 +151,7 @@ class Stages:
         if config.awd.start:
             before = LanguageRunFolder(Path(config.awd.start))
             model = load_model(before, "base", config).requires_grad_(True)
+            before.refuse_other_vocabulary(self.corpus)
         else:
             model = start_as_published(LanguageModel(config.model)).to(config.device)
         training = AwdTraining(

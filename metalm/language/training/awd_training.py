@@ -90,6 +90,12 @@ class AwdTrainingConfig:
     def __post_init__(self) -> None:
         """Checks what would fail far from where it was set."""
         refuse_below(self, "awd", "epochs", "rows", "window", "shortest_window", "validation_rows")
+        if self.start and self.recipe == "off":
+            raise ValueError(
+                "a base that goes on from another has a published recipe; expected awd.recipe "
+                f"nt-asgd or one-cycle where awd.start is named, found off and {self.start}; do "
+                "choose a recipe, or leave out awd.start"
+            )
         if min(self.phases) < 0 or sum(self.phases) <= 0:
             raise ValueError(
                 "awd.phases are lengths; expected four numbers of at least 0 that are not all 0, "

@@ -10,6 +10,7 @@ from metalm.language.run import stages as stages_module
 from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.stages import STAGES, Stages
 from metalm.language.run.trained import load_trained
+from metalm.language.text.vocabulary import closed_words
 from metalm.language.training.awd_training import AwdTrainingConfig
 from metalm.language.training.base_training import one_cycle
 from metalm.training import loop
@@ -151,6 +152,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(published, tmp_path, monkeypa
 def test_a_base_goes_on_from_that_of_another_run(published, tmp_path, monkeypatch):
     """At a rate of 0 it stays what it was; no other base has its weights."""
     config, corpus, before, _ = published
+    corpus.vocabulary.save(before.vocabulary_path)
     monkeypatch.setattr(stages_module, "Record", partial(Record, tensorboard=False))
     still = dataclasses.replace(
         config.awd, start=str(before.folder), epochs=1, learning_rate=0.0, weight_decay=0.0
@@ -175,6 +177,28 @@ def test_a_base_of_another_size_is_no_start(published, tmp_path):
     other = dataclasses.replace(config, awd=awd, model=model)
     with pytest.raises(ValueError, match=r"base\.safetensors does not fit the configuration"):
         Stages(other, corpus, LanguageRunFolder(tmp_path / "run")).train("base")
+
+
+def test_a_base_of_other_words_is_no_start(published, tmp_path):
+    config, corpus, trained, _ = published
+    before = LanguageRunFolder(tmp_path / "before")
+    before.folder.mkdir()
+    before.save("base", *trained.load("base"))
+    other = closed_words(["a b c"], add_unknown=True)
+    other.save(before.vocabulary_path)
+    awd = dataclasses.replace(config.awd, start=str(before.folder))
+    stages = Stages(
+        dataclasses.replace(config, awd=awd), corpus, LanguageRunFolder(tmp_path / "run")
+    )
+    with pytest.raises(
+        ValueError, match=f"another vocabulary than .*expected .*{other.checksum[:16]}"
+    ):
+        stages.train("base")
+
+
+def test_a_start_without_a_recipe_is_refused():
+    with pytest.raises(ValueError, match=r"awd\.recipe nt-asgd or one-cycle .* found off"):
+        AwdTrainingConfig(start="runs/a")
 
 
 def test_a_joint_training_of_no_tokens_leaves_the_base(published, tmp_path):
