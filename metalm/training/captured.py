@@ -7,7 +7,9 @@ repeats what the function did while it was captured, on the same memory.
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +22,9 @@ from torch import Tensor
 Function = Callable[..., tuple[Tensor, ...]]
 
 _log = logging.getLogger(__name__)
+
+NO_GRAPHS = "METALM_NO_GRAPHS"
+"""Variable of the environment; where it is set, nothing is captured."""
 
 _WARM_UP = 2
 """Calls before the first capture, in which libraries set themselves up."""
@@ -49,7 +54,8 @@ class _Graph(NamedTuple):
 class Captured:
     """A function of tensors on a GPU, captured for each shape that its arguments come in.
 
-    What cannot be captured is done as it stands from then on, with a warning.
+    What cannot be captured is done as it stands from then on, with a warning. Torch up to 2.11 does
+    not always recover from a capture that failed; `NO_GRAPHS` spares it the attempt.
 
     Args:
         function: reads and writes, beside its arguments and results, only memory that stays where
@@ -64,7 +70,7 @@ class Captured:
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
         self._calls: Counter[tuple[torch.Size, ...]] = Counter()
         self._pool = torch.cuda.graph_pool_handle()
-        self._failed = False
+        self._failed = bool(os.environ.get(NO_GRAPHS))
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the function gives, in memory of the caller's own."""
@@ -109,13 +115,15 @@ class Captured:
             what = " ".join(str(error).splitlines()[:2])
             _log.warning(
                 "no CUDA graph of this computation, which goes on without: the same results, "
-                "more slowly (%s)",
+                "more slowly; should it fail, start again with %s=1 (%s)",
+                NO_GRAPHS,
                 what,
             )
         return not self._failed
 
     def _captured(self, tensors: tuple[Tensor, ...]) -> _Graph:
         taken = tuple(tensor.detach().clone() for tensor in tensors)
+        gc.collect()  # graphs that nobody uses go now, and not while another is captured
         torch.cuda.empty_cache()  # what was done as it stood has left memory that no graph can use
         graph = torch.cuda.CUDAGraph()
         _aside().wait_stream(torch.cuda.current_stream())

@@ -9,6 +9,7 @@ import torch
 
 from metalm.language.reading import captured_step
 from metalm.language.reading.reader import CacheGrid, Reader
+from metalm.language.training import meta_training
 from metalm.language.training.awd_training import AwdTraining, AwdTrainingConfig
 from metalm.language.training.base_training import BaseTraining, BaseTrainingConfig
 from metalm.language.training.meta_training import MetaTraining
@@ -118,11 +119,33 @@ def test_captured_steps_in_forward_mode(tiny_model, articles, joint):
         )  # fmt: skip
         values = [training.step(index) for index in range(7)]
         ends.append((values, training.state_dict()[0]))
-    assert training._captured._graphs
+    assert model.config.cutoffs or training._captured._graphs
     (expected, kept), (found, there) = ends
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-7)
     same(there, kept)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_captured_step_draws_and_rounds_as_a_plain_one(
+    tiny_model, articles, monkeypatch, bfloat16
+):
+    """On the GPU alone, with dropout, from one seed, in float32."""
+    common = {"learning_rate": 0.03, "mode": "forward", **SIZES, "bfloat16": bfloat16}
+    model = tiny_model(output_dropout=0.3, weight_dropout=0.2).float()
+    rule, ends = rule_for(model, RuleTrainingConfig(**common)).float(), []
+    for patience in (10**9, 2):
+        monkeypatch.setattr(meta_training, "PATIENCE", patience)
+        torch.manual_seed(7)
+        own = copy.deepcopy(model).to(DEVICE)
+        training = MetaTraining(
+            own, copy.deepcopy(rule).to(DEVICE), rule.names, articles,
+            JointTrainingConfig(**common), lambda index: 1.0, 5,
+            torch.optim.AdamW(own.parameters(), lr=1.0), lambda index: 0.01,
+        )  # fmt: skip
+        ends.append([training.step(index)["loss"] for index in range(7)])
+        assert model.config.cutoffs or not training._captured._failed
+    assert ends[1] == pytest.approx(ends[0], rel=1e-3)
 
 
 def test_a_training_that_changes_devices(tiny_model, articles):

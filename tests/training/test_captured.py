@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from metalm.training.captured import Captured
+from metalm.training.captured import NO_GRAPHS, Captured
 
 
 class Stream:
@@ -85,6 +85,23 @@ def test_a_shape_is_captured_after_as_many_calls_as_it_was_given_patience(monkey
     captured(torch.ones(2))  # another shape has patience of its own
     assert calls[-1] == 2
     assert len(captures) == 1
+
+
+def test_nothing_is_captured_where_nobody_wants_it(monkeypatch):
+    def function(tensor):
+        return (2 * tensor,)
+
+    captures = []
+    monkeypatch.setattr(Graph, "capture_begin", lambda graph, pool: captures.append(pool))
+    for wanted, count in ((False, 0), (True, 1)):
+        if wanted:
+            monkeypatch.delenv(NO_GRAPHS)
+        else:
+            monkeypatch.setenv(NO_GRAPHS, "1")
+        captured = Captured(function)
+        for number in (1.0, 3.0, 5.0):
+            assert captured(torch.tensor([number]))[0].tolist() == [2 * number]
+        assert len(captures) == count
 
 
 def test_the_first_fault_is_what_is_said(caplog):

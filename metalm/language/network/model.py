@@ -136,6 +136,14 @@ class LanguageModel(nn.Module):
         """
         self.decoder.start_from_frequencies(counts)
 
+    @property
+    def fits_a_graph(self) -> bool:
+        """Whether CUDA graphs can be captured of it: on a GPU, without an adaptive softmax.
+
+        That one asks how many tokens each cluster has.
+        """
+        return self.embedding.weight.is_cuda and not self.config.cutoffs
+
     def initial_state(self, rows: int) -> ModelState:
         """Zero hidden state for `rows` streams."""
         return tuple(layer.initial_state(rows) for layer in self._layers())

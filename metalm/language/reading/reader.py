@@ -167,7 +167,7 @@ class Reader:
         was_training = self.model.training
         self.model.eval()
         progress = progress or _silent
-        steps = Steps(self.step, captured=self.model.embedding.weight.is_cuda)
+        steps = Steps(self.step, captured=self.model.fits_a_graph)
         try:
             standing = self._begin_or_go_on(texts, rows, recorder, unfinished)
             batch_rows, memory, scores = standing.rows, standing.memory, standing.scores

@@ -178,8 +178,8 @@ class AwdTraining:
         self.plan = WindowPlan(config.lengths, self.streams.length, config.epochs, seed)
         self.descent = _descent(model, config)
         self.state = model.initial_state(self.share.size)
-        on_gpu = model.embedding.weight.is_cuda
-        self._captured = Captured(self._whole_step) if on_gpu and self._is_one_piece else None
+        fits = model.fits_a_graph and self._is_one_piece
+        self._captured = Captured(self._whole_step) if fits else None
 
     @property
     def num_steps(self) -> int:

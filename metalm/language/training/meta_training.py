@@ -138,8 +138,7 @@ class MetaTraining:
     def _new_captured(self) -> Captured | None:
         """Where all that a step changes stays where it is: forward mode, all rows here at once."""
         one = len(self.parts) == 1 and self.parts[0].unless_whole() is None
-        on_gpu = self.model.embedding.weight.is_cuda
-        fits = on_gpu and one and self.config.mode == "forward"
+        fits = self.model.fits_a_graph and one and self.config.mode == "forward"
         return Captured(self._in_place, PATIENCE) if fits else None
 
     def _read_at_once(
