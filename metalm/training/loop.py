@@ -29,6 +29,9 @@ from metalm.training.state import (
 )
 from metalm.training.stop import Stop
 
+_TRAINED_FOR_SAVED = 10
+"""Seconds of training, at least, to a second of saving: a state may have many gigabytes."""
+
 
 class Trainable(Protocol):
     """Anything that takes steps and can say and take back all that the next step depends on."""
@@ -78,7 +81,8 @@ def run(
         evaluate: takes the number of finished steps; draws random numbers as it likes, without
             effect on the training. A run killed after it may evaluate again.
         evaluate_every: steps between evaluations, from step 0 on, and after the last; 0: never.
-        save_every_seconds: save at the first end of a step after so many seconds.
+        save_every_seconds: save at the first end of a step after so many seconds, or after ten
+            times as long as the last save took, if that is longer.
         save_every_steps: save after each multiple of so many steps; 0: by the clock only.
         log_every: steps that one "train" line averages over; the last line, over those that remain.
         configuration: JSON value that a checkpoint must share to be continued.
@@ -91,7 +95,7 @@ def run(
     """
     turn = _Turn(folder, record, log_every, dict(configuration or {}))
     turn.resume(trainable, num_steps)
-    last_save = time.monotonic()
+    last_save, pause = time.monotonic(), save_every_seconds
     with Stop() as stop, Progress(title, num_steps, initial=turn.step) as progress:
         while True:
             last = turn.step >= num_steps
@@ -102,13 +106,15 @@ def run(
                 and turn.evaluated != turn.step
             )
             steps_due = save_every_steps > 0 and turn.step % save_every_steps == 0
-            time_due = time.monotonic() - last_save >= save_every_seconds
+            time_due = time.monotonic() - last_save >= pause
             # All processes have to see it the same way, whenever the signal came to each.
             came, due = map(int, highest(stop.signal, time_due))
             # Saved before an evaluation: it may take long, and can then be stopped anywhere.
             if last or evaluation_due or steps_due or due or came:
+                began = time.monotonic()
                 turn.save(trainable)
                 last_save = time.monotonic()
+                pause = max(save_every_seconds, _TRAINED_FOR_SAVED * (last_save - began))
                 (came,) = map(int, highest(stop.signal))
             if came:
                 stop.signal = came

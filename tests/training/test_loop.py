@@ -179,6 +179,24 @@ def test_the_clock_decides_when_to_save(tiny, tmp_path, monkeypatch):
     assert saved == [3, 6, 9, 11]
 
 
+def test_what_takes_long_to_save_is_saved_less_often(tiny, tmp_path, monkeypatch):
+    """Steps of ten seconds, five to save: after the first three, every five steps."""
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    trainable, saved = tiny.Base(), []
+    step, state_dict = trainable.step, trainable.state_dict
+    trainable.step = lambda index: now.__setitem__(0, now[0] + 10) or step(index)
+
+    def slow_state_dict():
+        now[0] += 5
+        saved.append(trainable.position)
+        return state_dict()
+
+    trainable.state_dict = slow_state_dict
+    loop.run(trainable, **settings(tmp_path, save_every_seconds=30))
+    assert saved == [3, 8, 11]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_after_the_step_and_leaves(make, unbroken, number, tmp_path, capfd):
     trainable = make()
