@@ -7,11 +7,10 @@ repeats what the function did while it was captured, on the same memory.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
@@ -123,7 +122,6 @@ class Captured:
 
     def _captured(self, tensors: tuple[Tensor, ...]) -> _Graph:
         taken = tuple(tensor.detach().clone() for tensor in tensors)
-        gc.collect()  # graphs that nobody uses go now, and not while another is captured
         torch.cuda.empty_cache()  # what was done as it stood has left memory that no graph can use
         graph = torch.cuda.CUDAGraph()
         _aside().wait_stream(torch.cuda.current_stream())
@@ -138,3 +136,11 @@ class Captured:
             graph.capture_end()
         torch.cuda.current_stream().wait_stream(_aside())
         return _Graph(graph, taken, given)
+
+
+def clear_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Puts zeros into gradients, which stay where they are, as a captured function needs it."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad.zero_()

@@ -168,19 +168,9 @@ def test_a_longer_run_takes_back_the_line_of_the_steps_left(make, tmp_path):
     assert lines(tmp_path / "longer") == lines(tmp_path / "whole")
 
 
-def test_the_clock_decides_when_to_save(tiny, tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    trainable, saved = tiny.Base(), []
-    step, state_dict = trainable.step, trainable.state_dict
-    trainable.step = lambda index: now.__setitem__(0, now[0] + 10) or step(index)
-    trainable.state_dict = lambda: saved.append(trainable.position) or state_dict()
-    loop.run(trainable, **settings(tmp_path, save_every_seconds=30))
-    assert saved == [3, 6, 9, 11]
-
-
-def test_what_takes_long_to_save_is_saved_less_often(tiny, tmp_path, monkeypatch):
-    """Steps of ten seconds, five to save: after the first three, every five steps."""
+@pytest.mark.parametrize(("cost", "expected"), [(0, [3, 6, 9, 11]), (5, [3, 8, 11])])
+def test_the_clock_decides_when_to_save(tiny, tmp_path, monkeypatch, cost, expected):
+    """Steps of ten seconds; after a save training gets ten times what it cost, 30 s at least."""
     now = [0.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     trainable, saved = tiny.Base(), []
@@ -188,13 +178,13 @@ def test_what_takes_long_to_save_is_saved_less_often(tiny, tmp_path, monkeypatch
     trainable.step = lambda index: now.__setitem__(0, now[0] + 10) or step(index)
 
     def slow_state_dict():
-        now[0] += 5
+        now[0] += cost
         saved.append(trainable.position)
         return state_dict()
 
     trainable.state_dict = slow_state_dict
     loop.run(trainable, **settings(tmp_path, save_every_seconds=30))
-    assert saved == [3, 8, 11]
+    assert saved == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -99,6 +99,11 @@ def own_parts(rows: int, count: int) -> list[RowShare]:
     return own.parts(count)
 
 
+def are_one_piece(parts: Sequence[RowShare]) -> bool:
+    """Whether all rows of a batch are here, and read at once."""
+    return len(parts) == 1 and parts[0].is_whole
+
+
 def whole(tree: Any, rows: int) -> Any:
     """A tree of tensors [own rows, ...] with the rows of all processes, in process 0."""
     sizes = [share.size for share in RowShare(0, rows, rows).parts(processes.count())]

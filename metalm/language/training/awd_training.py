@@ -23,7 +23,14 @@ from metalm.language.network.model import LanguageModel, ModelState, detach_stat
 from metalm.language.network.prediction import at_least_float32
 from metalm.language.network.recurrence import LayerState
 from metalm.language.text.articles import ArticleSet
-from metalm.language.text.row_share import RowShare, in_turn, own_parts, own_share, whole
+from metalm.language.text.row_share import (
+    RowShare,
+    are_one_piece,
+    in_turn,
+    own_parts,
+    own_share,
+    whole,
+)
 from metalm.language.text.streams import TokenStreams
 from metalm.language.training.activation_regularisation import activation_penalty, slowness_penalty
 from metalm.language.training.nt_asgd import NtAsgd
@@ -33,7 +40,7 @@ from metalm.language.training.window_lengths import WindowLengths, WindowPlan
 from metalm.meta.parameters import Parameters
 from metalm.meta.tree import join
 from metalm.training import processes
-from metalm.training.captured import Captured
+from metalm.training.captured import Captured, clear_gradients
 from metalm.training.checked_settings import refuse_below
 from metalm.training.precision import reduced_products
 from metalm.training.state import pack, unpack
@@ -178,7 +185,7 @@ class AwdTraining:
         self.plan = WindowPlan(config.lengths, self.streams.length, config.epochs, seed)
         self.descent = _descent(model, config)
         self.state = model.initial_state(self.share.size)
-        fits = model.fits_a_graph and self._is_one_piece
+        fits = model.fits_a_graph and are_one_piece(self.parts)
         self._captured = Captured(self._whole_step) if fits else None
 
     @property
@@ -219,11 +226,6 @@ class AwdTraining:
                 self.model.get_parameter(name).copy_(weight)
         return self.model
 
-    @property
-    def _is_one_piece(self) -> bool:
-        """Whether a step has all rows here, at once."""
-        return len(self.parts) == 1 and self.parts[0].unless_whole() is None
-
     def _take_gradients(self, batch: Batch) -> Tensor:
         """Loss and penalty of each part, [parts, 2]; leaves gradients and the next state."""
         if self._captured is not None:
@@ -244,10 +246,7 @@ class AwdTraining:
 
     def _whole_step(self, inputs: Tensor, targets: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """The same of all rows at once, with gradients that stay where they are."""
-        for parameter in self.model.parameters():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.zero_()
+        clear_gradients(self.model.parameters())
         batch = Batch(inputs, targets)
         mean, penalty, after = self._losses(self.parts[0], batch, _as_state(state))
         (mean + penalty).backward()

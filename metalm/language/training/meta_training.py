@@ -12,6 +12,7 @@ that the rule learns to let go of the last article by itself.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
@@ -27,7 +28,14 @@ from metalm.language.network.segment_loss import SegmentLoss, SegmentScore, lost
 from metalm.language.text.article_batches import SegmentBatch, select_first, select_rows, set_rows
 from metalm.language.text.article_passes import ArticlePasses
 from metalm.language.text.articles import ArticleSet
-from metalm.language.text.row_share import RowShare, in_turn, own_parts, own_share, whole
+from metalm.language.text.row_share import (
+    RowShare,
+    are_one_piece,
+    in_turn,
+    own_parts,
+    own_share,
+    whole,
+)
 from metalm.language.training.meta_training_config import JointTrainingConfig, MetaTrainingConfig
 from metalm.meta.forward_mode import initial_traces
 from metalm.meta.parameters import Parameters, split
@@ -35,7 +43,7 @@ from metalm.meta.tree import replace, tensors, transform, write
 from metalm.meta.unroll import State, Unrolled, unroll
 from metalm.meta.update_rule import AbstractUpdateRule
 from metalm.training import processes
-from metalm.training.captured import Captured
+from metalm.training.captured import Captured, clear_gradients
 from metalm.training.precision import reduced_products
 from metalm.training.state import pack, unpack
 
@@ -137,9 +145,11 @@ class MetaTraining:
 
     def _new_captured(self) -> Captured | None:
         """Where all that a step changes stays where it is: forward mode, all rows here at once."""
-        one = len(self.parts) == 1 and self.parts[0].unless_whole() is None
-        fits = self.model.fits_a_graph and one and self.config.mode == "forward"
-        return Captured(self._in_place, PATIENCE) if fits else None
+        one = are_one_piece(self.parts)
+        if not (self.model.fits_a_graph and one and self.config.mode == "forward"):
+            return None
+        gc.collect()  # graphs of an earlier training go now, not while others are captured
+        return Captured(self._in_place, PATIENCE)
 
     def _read_at_once(
         self, batches: Sequence[SegmentBatch], weight: float
@@ -160,10 +170,7 @@ class MetaTraining:
         A rule that has a forward mode has no state that changes.
         """
         config = self.config
-        for parameter in self._learned():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.zero_()
+        clear_gradients(self._learned())
         width = len(SegmentBatch._fields)
         starts = range(0, width * config.unroll, width)
         batches = [SegmentBatch(*taken[start : start + width]) for start in starts]
