@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from metalm.adapt.token_losses import by_surprise, token_nats
+from metalm.adapt.token_losses import by_surprise, far_from_sense, token_nats
 from metalm.meta.inner_problem import TwoLosses
 from metalm.meta.parameters import Parameters, call
 from metalm.meta.tree import replace, tensors
-
-# A segment that is worse than this many times the uniform guess has lost its way.
-_LOST = 2.0
 
 
 class Segment(NamedTuple):
@@ -70,7 +66,7 @@ class ModuleLoss:
         alone = batch.inputs.dim() == 1
         logits, state = (self._one if alone else self._several)(parameters, batch.inputs, state)
         nats = token_nats(logits, batch.targets)
-        lost = nats.detach().mean(-1) > _LOST * math.log(max(2, logits.shape[-1]))
+        lost = far_from_sense(nats.detach().sum(-1), nats.shape[-1], logits.shape[-1])
         losses = nats.sum(-1) / self.segment
         found: Tensor | TwoLosses = losses
         if self.surprise:

@@ -23,6 +23,7 @@ from metalm.adapt.text_rows import (
     Memory,
     TextRow,
     groups,
+    of_the_vocabulary,
     one_of,
     selected,
     stacked,
@@ -149,6 +150,7 @@ class AdaptiveReader:
         """
         return self.read_texts([tokens], None if state is None else [state])[0]
 
+    @torch.inference_mode(False)  # learning takes gradients, also where the caller wants none
     def read_texts(
         self,
         texts: Sequence[ArrayLike | Tensor],
@@ -241,7 +243,7 @@ class AdaptiveReader:
     def _score_and_learn(
         self, batch: Segment, memory: Memory, coefficients: Coefficients
     ) -> tuple[SegmentScore, Memory]:
-        try:
+        with of_the_vocabulary(batch.targets):
             if self.rule is None:
                 parameters = {**self.rest, **memory.fast}
                 _, score, state = self.loss(parameters, batch, memory.model_state)
@@ -259,12 +261,6 @@ class AdaptiveReader:
                 order=0,
                 overwrite=True,
             )
-        except IndexError as error:
-            raise ValueError(
-                "a token is beyond the model's vocabulary; expected ids that the model has, found "
-                f"{int(batch.targets.min())} to {int(batch.targets.max())} ('{error}'); use the "
-                "tokenizer that the model was trained with"
-            ) from error
         return after.aux[0], Memory(after.fast, after.rule_state, after.state)
 
     def _lost(self, score: SegmentScore, fast: Parameters) -> list[bool]:
@@ -279,8 +275,11 @@ class AdaptiveReader:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and its recurrent layers differentiable in it on any device."""
-    was_training = model.training
+    """The model in evaluation mode, and its recurrent layers differentiable in it on any device.
+
+    Afterwards each module is in the mode that it was in.
+    """
+    were_training = {module: module.training for module in model.modules()}
     cudnn = torch.backends.cudnn
     # cuDNN's recurrent layers have a backward pass in training mode only; torch's own always.
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
@@ -289,7 +288,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with cudnn.flags(enabled=cudnn.enabled and not recurrent):
             yield
     finally:
-        model.train(was_training)
+        for module, training in were_training.items():
+            module.training = training
 
 
 def _check_names(chosen: Sequence[str], made_for: Sequence[str] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from metalm.adapt.module_loss import Segment
 from metalm.adapt.reader import AdaptiveReader, evaluating
-from metalm.adapt.text_rows import Memory, TextRow, token_ids
+from metalm.adapt.text_rows import Memory, TextRow, of_the_vocabulary, token_ids
 from metalm.adapt.token_losses import token_nats
 from metalm.meta.forward_mode import initial_traces
 from metalm.meta.gradient_statistics import GradientStatistics
@@ -27,6 +28,7 @@ from metalm.meta.unroll import unroll
 from metalm.meta.update_rule import AbstractUpdateRule
 
 
+@torch.inference_mode(False)
 def count_gradients(
     reader: AdaptiveReader, texts: Sequence[ArrayLike | Tensor], *, streams: int = 100
 ) -> Parameters:
@@ -44,7 +46,7 @@ def count_gradients(
         RMS of each fast parameter, [*shape], in nats per token and unit of weight.
 
     Raises:
-        ValueError: no text, or too little.
+        ValueError: no text, too little, or a token beyond the vocabulary.
     """
     if not texts:
         raise ValueError("there is no text; expected at least one to count on, found 0; do give it")
@@ -66,8 +68,11 @@ def count_gradients(
         for start in range(0, length, reader.segment):
             part = slice(start, start + reader.segment)
             leaves = {name: weight.clone().requires_grad_() for name, weight in reader.slow.items()}
-            logits, state = reader.loss.logits({**reader.rest, **leaves}, inputs[:, part], state)
-            loss = token_nats(logits, targets[:, part]).mean()
+            with of_the_vocabulary(targets[:, part]):
+                logits, state = reader.loss.logits(
+                    {**reader.rest, **leaves}, inputs[:, part], state
+                )
+                loss = token_nats(logits, targets[:, part]).mean()
             gradients = torch.autograd.grad(
                 loss, list(leaves.values()), allow_unused=True, materialize_grads=True
             )
@@ -101,6 +106,7 @@ def krause_rule(
     return LearnedRates.from_krause(rms, rate, decay, eps * mean, granularity).requires_grad_(False)
 
 
+@torch.inference_mode(False)
 def learn_rule(
     reader: AdaptiveReader,
     texts: Sequence[ArrayLike | Tensor],
@@ -151,6 +157,16 @@ def learn_rule(
             "a rule is learnt from losses that follow updates; expected at least 1 step of "
             f"{least} segments, found {steps} of {unrolled}; ask for more"
         )
+    if order not in (1, 2):
+        raise ValueError(
+            f"a rule is learnt from a meta-gradient; expected order 1 or 2, found {order}; do "
+            "change it"
+        )
+    for name, number in (("learning_rate", learning_rate), ("clip", clip)):
+        if not 0.0 < number < math.inf:
+            raise ValueError(
+                f"impossible {name}; expected a finite number > 0, found {number}; do change it"
+            )
     windows = _windows(reader, [token_ids(text, reader.device) for text in texts], unrolled)
     required = [parameter.requires_grad for parameter in rule.parameters()]
     rule.requires_grad_(True)
@@ -213,21 +229,22 @@ class _Learning:
         if forward and row is not self.row:
             self.row, self.traces = row, initial_traces(self.rule, row.memory.fast)
         tokens = sum(len(batch.targets) for batch in batches)
-        after = unroll(
-            reader.loss,
-            self.rule,
-            reader.slow,
-            reader.rest,
-            batches,
-            row.memory.model_state,
-            fast=row.memory.fast,
-            rule_state=row.memory.rule_state,
-            truncate=True,
-            weights=[reader.segment / tokens] * len(batches),
-            apart=reader.surprise > 0.0,
-            traces=self.traces,
-            **self.way,
-        ).cut()
+        with of_the_vocabulary(torch.cat([batch.targets for batch in batches])):
+            after = unroll(
+                reader.loss,
+                self.rule,
+                reader.slow,
+                reader.rest,
+                batches,
+                row.memory.model_state,
+                fast=row.memory.fast,
+                rule_state=row.memory.rule_state,
+                truncate=True,
+                weights=[reader.segment / tokens] * len(batches),
+                apart=reader.surprise > 0.0,
+                traces=self.traces,
+                **self.way,
+            ).cut()
         if forward or len(batches) > 1:  # otherwise no update precedes a loss
             self.optimizer.zero_grad(set_to_none=True)
             after.meta_loss.backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from metalm.meta import tree
 from metalm.meta.parameters import Parameters
 from metalm.meta.tree import transform
 from metalm.meta.update_rule import RuleState
+
+_LARGEST = 2**63 - 1  # of int64
 
 
 class Memory(NamedTuple):
@@ -83,31 +86,50 @@ class TextRow:
 
 
 def _own_memory(state: ReadingState) -> Memory:
-    """The memory of a state in storage of its own, which may be overwritten."""
-    fast, rule_state = transform((state.fast, state.rule_state), torch.clone)
-    return Memory(fast, rule_state, state.model_state)
+    """The memory of a state in storage of its own, which rule and model may overwrite."""
+    memory = Memory(state.fast, state.rule_state, state.model_state)
+    own: Memory = transform(memory, torch.clone)
+    return own
 
 
 def token_ids(tokens: ArrayLike | Tensor, device: torch.device) -> Tensor:
     """Token ids as int64 [tokens].
 
     Raises:
-        ValueError: none, not whole numbers, negative ones, or not one-dimensional.
+        ValueError: none, not whole numbers, out of range, or not one-dimensional.
     """
-    ids = tokens if isinstance(tokens, Tensor) else torch.from_numpy(np.array(tokens))
-    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
-    if ids.dim() != 1 or len(ids) == 0 or not whole:
+    if isinstance(tokens, Tensor):  # numpy has no bfloat16
+        tokens = (tokens.double() if tokens.is_floating_point() else tokens).detach().cpu().numpy()
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or len(ids) == 0 or ids.dtype.kind not in "iu":
         raise ValueError(
             "these are no token ids; expected at least one integer in one dimension, found the "
-            f"shape {list(ids.shape)} of {str(ids.dtype).removeprefix('torch.')}; encode the text "
-            "first, and leave empty texts out"
+            f"shape {list(ids.shape)} of {ids.dtype}; encode the text first, and leave empty texts "
+            "out"
         )
-    if bool((ids < 0).any()):
+    if ids.min() < 0 or ids.max() > _LARGEST:
         raise ValueError(
-            f"a token is negative; expected ids from 0, found {int(ids.min())}; use the tokenizer "
-            "that the model was trained with"
+            f"a token is no id; expected numbers from 0 to {_LARGEST}, found {ids.min()} to "
+            f"{ids.max()}; use the tokenizer that the model was trained with"
         )
-    return ids.to(device=device, dtype=torch.int64)
+    return torch.from_numpy(ids.astype(np.int64)).to(device)
+
+
+@contextmanager
+def of_the_vocabulary(tokens: Tensor) -> Iterator[None]:
+    """Says which tokens they were where the model finds one beyond its vocabulary.
+
+    Raises:
+        ValueError: in place of the model's IndexError.
+    """
+    try:
+        yield
+    except IndexError as error:
+        raise ValueError(
+            "a token is beyond the model's vocabulary; expected ids that the model has, found "
+            f"{int(tokens.min())} to {int(tokens.max())} ('{error}'); use the tokenizer that the "
+            "model was trained with"
+        ) from error
 
 
 def groups(rows: Sequence[TextRow], together: int) -> Iterator[list[TextRow]]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from metalm.adapt import AdaptiveReader
+from metalm.adapt.reader import evaluating
 from metalm.language.network.model import LanguageModel, ModelConfig
 from metalm.language.reading.flushing import Flushing
 from metalm.language.reading.reader import Reader
@@ -207,6 +208,76 @@ def test_the_model_is_left_as_it_was(reader, texts):
         assert weight.grad is None
 
 
+def test_each_part_of_the_model_keeps_its_mode(texts):
+    model = nn.Sequential(nn.Dropout(), nn.Linear(1, 1)).train()
+    model[0].eval()
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, False, True]
+
+
+class Remembering(nn.Module):
+    """Logits from the mean of the tokens so far, which it writes into its state in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.linspace(-1, 1, 44, dtype=torch.float64).view(11, 4))
+
+    def forward(self, tokens, state):
+        logits = []
+        for token in tokens[0]:
+            state["sum"] += nn.functional.one_hot(token, 11)
+            state["count"] += 1
+            logits.append(state["sum"] / state["count"] @ self.table @ self.table.t())
+        return torch.stack(logits)[None], state
+
+
+def test_a_model_that_writes_its_state_in_place_leaves_the_callers_alone():
+    """What it is told to start from, too, which here is the same tensor for every text."""
+    begin = {"sum": torch.zeros(11, dtype=torch.float64), "count": torch.zeros(())}
+    reader = AdaptiveReader(
+        Remembering(), GradientDescent(0.1), segment=3, start_token=2, initial_state=lambda _: begin
+    )
+    first = reader.read([1, 2, 3, 4])
+    again = [reader.read([6, 7, 8, 9], first.state).nats for _ in range(2)]
+    np.testing.assert_array_equal(*again)
+    np.testing.assert_array_equal(reader.read([1, 2, 3, 4]).nats, first.nats)
+    assert begin["count"] == 0
+
+
+def test_reading_learns_under_inference_mode(reader, texts):
+    expected = reader.read(texts[0])
+    with torch.inference_mode():
+        tokens = torch.from_numpy(texts[0]) + 0
+        found = reader.read(tokens, reader.start())
+    np.testing.assert_array_equal(found.nats, expected.nats)
+
+
+class Surprised(nn.Module):
+    """Sure that token 0 comes next, so that any other costs 30 nats more."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(30.0 * nn.functional.one_hot(torch.tensor(0), 11).double())
+
+    def forward(self, tokens, state):
+        return self.bias.expand(*tokens.shape, 11), state
+
+
+def test_one_token_that_surprises_is_no_rule_that_blew_up():
+    """Twice the uniform guess is 4.8 nats a token; of fewer tokens than four the mean tells little.
+
+    30 nats over four tokens are 7.5: lost, as they are where a segment of four costs that.
+    """
+    reader = AdaptiveReader(Surprised(), GradientDescent(1e-3), segment=10, start_token=0)
+    few = [np.array([0] * count + [1]) for count in (0, 1, 2, 3, 6)]
+    assert [reader.read(text).state.fallbacks for text in few] == [1, 1, 1, 1, 0]
+    calm = AdaptiveReader(Surprised(), GradientDescent(1e-3), segment=10, start_token=0)
+    with torch.no_grad():
+        calm.model.bias.mul_(0.6)  # 18 nats: 4.5 a token, were they four
+    assert [calm.read(text).state.fallbacks for text in few] == [0] * 5
+
+
 def test_only_the_chosen_weights_learn(recurrent, texts):
     reader = AdaptiveReader(recurrent, GradientDescent(0.7), ["out*"], start_token=2, segment=4)
     _, state = reader.read(texts[0])
@@ -286,13 +357,31 @@ def test_a_model_that_gives_something_else(output, message):
         ([], r"expected at least one integer in one dimension, found the shape \[0\]"),
         ([[1, 2]], r"found the shape \[1, 2\] of int64"),
         ([1.5, 2.0], r"found the shape \[2\] of float64"),
-        ([1, -3], "a token is negative; expected ids from 0, found -3"),
+        (
+            [1, -3],
+            "a token is no id; expected numbers from 0 to 9223372036854775807, found -3 to 1",
+        ),
+        (
+            np.array([1, 2**63], dtype=np.uint64),
+            "found 1 to 9223372036854775808; use the tokenizer",
+        ),
+        ("hello", r"found the shape \[\] of <U5"),
+        (iter([1, 2]), r"found the shape \[\] of object"),
+        (torch.tensor([0.5, 2.0], dtype=torch.bfloat16), r"found the shape \[2\] of float64"),
         ([1, 11, 2], "beyond the model's vocabulary; expected ids that the model has, found 1 to"),
     ],
 )
 def test_what_is_no_text(reader, tokens, message):
     with pytest.raises(ValueError, match=message):
         reader.read(tokens)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "uint64", "int16"])
+def test_token_ids_of_every_whole_type(reader, texts, kind):
+    expected = reader.read(texts[0]).nats
+    np.testing.assert_array_equal(reader.read(texts[0].astype(kind)).nats, expected)
+    tensor = torch.from_numpy(texts[0].astype(kind))
+    np.testing.assert_array_equal(reader.read(tensor).nats, expected)
 
 
 def test_other_wrong_arguments(recurrent, plain_lstm, texts):

@@ -79,6 +79,15 @@ def test_too_little_text(recurrent):
         count_gradients(AdaptiveReader(recurrent), [[3]])
 
 
+@pytest.mark.parametrize("text", [[1, 11, 2, 3, 4], [1, 2, 3, 4, 11]])
+def test_a_token_beyond_the_vocabulary(reader, text):
+    with pytest.raises(ValueError, match="beyond the model's vocabulary"):
+        count_gradients(reader, [text])
+    learning = reader.with_rule(krause_rule(count_gradients(reader, [[1, 2, 3, 4, 5]])))
+    with pytest.raises(ValueError, match="beyond the model's vocabulary"):
+        learn_rule(learning, [text * 2], steps=1)
+
+
 def test_a_learned_rule_reads_better(reader):
     """A text that repeats itself, and a rule that starts far too slow."""
     text = [1, 7, 3, 9, 5] * 12
@@ -137,6 +146,14 @@ def test_nothing_to_learn(reader, recurrent):
     for wrong in ({"steps": 0}, {"steps": 1, "unrolled": 1}):
         with pytest.raises(ValueError, match="expected at least 1 step of 2 segments, found"):
             learn_rule(short, [[1, 2, 3, 4, 5]], **wrong)
+    for wrong, message in [
+        ({"order": 0}, "expected order 1 or 2, found 0"),
+        ({"clip": float("nan")}, "impossible clip; expected a finite number > 0, found nan"),
+        ({"clip": -1.0}, "impossible clip; expected a finite number > 0, found -1.0"),
+        ({"learning_rate": 0.0}, "impossible learning_rate; .* found 0.0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            learn_rule(short, [[1, 2, 3, 4, 5]], steps=1, **wrong)
     with pytest.raises(ValueError, match=r"there is no text; .* found 0"):
         count_gradients(short, [])
 

@@ -7,10 +7,29 @@ import pytest
 import torch
 
 from metalm.adapt import AdaptiveReader, count_gradients, krause_rule, learn_rule
-from metalm.adapt.token_losses import by_surprise
+from metalm.adapt.token_losses import by_surprise, says_something, token_nats
 from metalm.meta.rules import GradientDescent
 
 SEGMENT = 4
+
+
+def test_tokens_that_cannot_come():
+    """Those of minus infinity: the softmax is that of the others."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(3, 4, 6, generator=generator, dtype=torch.float64)
+    targets = torch.tensor([[0, 1, 2, 4]] * 3)
+    expected = token_nats(logits[..., [0, 1, 2, 4]], targets.clamp(max=3))
+    masked = logits.index_fill(-1, torch.tensor([3, 5]), -math.inf)
+    torch.testing.assert_close(token_nats(masked, targets), expected, rtol=1e-14, atol=0)
+    assert token_nats(masked, torch.full((3, 4), 5)).isposinf().all()
+
+
+@pytest.mark.parametrize("bad", [[math.nan], [math.inf], [-math.inf] * 6, [math.inf, -math.inf]])
+def test_where_nothing_is_said_the_uniform_distribution_speaks(bad):
+    logits = torch.zeros(2, 6)
+    logits[1, : len(bad)] = torch.tensor(bad)
+    assert says_something(logits).tolist() == [True, False]
+    assert token_nats(logits, torch.tensor([3, 3])).tolist() == pytest.approx([math.log(6)] * 2)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.25, 1.0, 2.0])

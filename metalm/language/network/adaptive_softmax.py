@@ -236,7 +236,8 @@ class AdaptivePrediction(AbstractPrediction):
                 )
                 within = row_linear(values, tail.weight, tail.bias)
                 local = targets.gather(0, places) - tail.tokens.start
-                found = token_nats(within, local.clamp(0, len(tail.tokens) - 1))
+                local = local.clamp(0, len(tail.tokens) - 1)
+                found = token_nats(within, local, is_finite(within))
                 number = torch.arange(start, start + len(places), device=targets.device)
                 found = torch.where(number.unsqueeze(1) < counts, found, 0.0)
                 total = total.scatter_add(0, places, found)

@@ -61,7 +61,7 @@ class FullPrediction(AbstractPrediction):
         return cross_entropy(self._logits, targets)
 
     def scores(self, targets: Tensor) -> Tensor:  # noqa: D102 - of the interface
-        return token_nats(self._logits, targets)
+        return token_nats(self._logits, targets, is_finite(self._logits))
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -73,7 +73,11 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def is_finite(logits: Tensor) -> Tensor:
-    """Where all logits are finite, bool [time, rows]."""
+    """Where all logits are finite, bool [time, rows].
+
+    Every word can come in the models of this package, so that one of minus infinity says no less
+    than nan that the weights have blown up.
+    """
     return at_least_float32(logits.detach()).sum(-1).isfinite()
 
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from metalm.adapt.token_losses import by_surprise, check_surprise, token_nats
+from metalm.adapt.token_losses import (
+    by_surprise,
+    check_surprise,
+    far_from_sense,
+    token_nats,
+)
 from metalm.language.network.model import LanguageModel, ModelState
-from metalm.language.network.prediction import at_least_float32
+from metalm.language.network.prediction import at_least_float32, is_finite
 from metalm.language.network.recurrence import LayerState
 from metalm.language.text.article_batches import SegmentBatch
 from metalm.meta.inner_problem import TwoLosses
 from metalm.meta.parameters import Parameters, call
-
-# A row whose segment is worse than this many times the uniform guess has lost its way; of fewer
-# tokens than these the mean says little (one rare word may cost as much).
-_LOST = 2.0
-_ENOUGH_TOKENS = 4
 
 
 class SegmentScore(NamedTuple):
@@ -95,8 +94,7 @@ class SegmentLoss:
 
 def lost_rows(score: SegmentScore, batch: SegmentBatch, vocabulary_size: int) -> Tensor:
     """Which rows scored far worse than a uniform guess, bool [rows]: their fast weights misled."""
-    means = score.nats.sum(0) / batch.mask.sum(0).clamp(min=_ENOUGH_TOKENS)
-    return means > _LOST * math.log(vocabulary_size)
+    return far_from_sense(score.nats.sum(0), batch.mask.sum(0), vocabulary_size)
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -110,11 +108,13 @@ def confidence(logits: Tensor) -> Tensor:
     Returns:
         [2, time, rows]: the highest log probability, and the entropy in nats.
     """
-    said = logits.sum(-1, keepdim=True).isfinite()
+    said = is_finite(logits).unsqueeze(-1)
     logs = torch.where(said, logits, 0.0).log_softmax(-1)
     return torch.stack((logs.amax(-1), torch.special.entr(logs.exp()).sum(-1)))
 
 
 def tempered_nats(logits: Tensor, targets: Tensor, temperatures: Sequence[float]) -> Tensor:
     """`token_nats` of the logits over each temperature, [temperatures, time, rows]."""
-    return torch.stack([token_nats(logits / each, targets) for each in temperatures])
+    return torch.stack(
+        [token_nats(logits / each, targets, is_finite(logits)) for each in temperatures]
+    )

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from metalm.adapt.token_losses import token_nats
+from metalm.language.network.prediction import FullPrediction
 from metalm.language.network.segment_loss import SegmentLoss, SegmentScore, confidence, lost_rows
 from metalm.language.text.article_batches import SegmentBatch
 
@@ -48,10 +49,10 @@ def test_logits_that_are_not_finite_score_as_uniform_whatever_the_target(bad):
     broken = logits.clone()
     broken[1, 2, 5] = bad
     targets = torch.full((TIME, ROWS), 6)
-    fine, found = token_nats(logits, targets), token_nats(broken, targets)
+    fine, found = (FullPrediction(each).scores(targets) for each in (logits, broken))
     assert found[1, 2] == math.log(VOCABULARY)
     targets[1, 2] = 5
-    assert token_nats(broken, targets)[1, 2] == math.log(VOCABULARY)
+    assert FullPrediction(broken).scores(targets)[1, 2] == math.log(VOCABULARY)
     found[1, 2] = fine[1, 2]
     assert torch.equal(found, fine)
 
