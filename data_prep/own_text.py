@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def folder_source(folder: Path, paths: list[Path]) -> TextSource:
     with_names = [(path.relative_to(folder).as_posix(), path) for path in paths]
     digest = hashlib.sha256()
     for name, path in with_names:
-        digest.update(f"{name} {file_checksum(path)}\n".encode())
+        with _named(path):
+            digest.update(f"{name} {file_checksum(path)}\n".encode())
     splits = _in_order(folder, len(paths))
     return TextSource(
         name=folder.resolve().name or "own-text",
@@ -94,10 +96,8 @@ def _in_order(path: Path, num_articles: int) -> dict[str, list[int]]:
 
 def _read_files(paths: list[tuple[str, Path]]) -> Iterator[TextArticle]:
     for name, path in paths:
-        try:
+        with _named(path):
             text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise _not_text(path, error) from error
         yield _article(name.rpartition(".")[0], text, str(path))
 
 
@@ -125,11 +125,8 @@ def _read_lines(path: Path, wanted: frozenset[int]) -> Iterator[TextArticle]:
 
 def _filled_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers, from 1, and lines that are not blank."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
-    except UnicodeDecodeError as error:
-        raise _not_text(path, error) from error
+    with _named(path), path.open(encoding="utf-8-sig", newline="\n") as file:
+        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
 
 def _article(title: str, text: str, place: str) -> TextArticle:
@@ -148,8 +145,18 @@ def _article(title: str, text: str, place: str) -> TextArticle:
     return TextArticle(title, text.strip() + "\n")
 
 
-def _not_text(path: Path, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(
-        f"{path} is not UTF-8 text; expected UTF-8, found the byte "
-        f"{error.object[error.start]:#04x} at position {error.start}; convert the file"
-    )
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the file that cannot be read, or not as text."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text; expected UTF-8, found the byte "
+            f"{error.object[error.start]:#04x} at position {error.start}; convert the file"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read; expected a text file, found '{error}'; change its "
+            "permissions, or leave it out"
+        ) from error

@@ -393,6 +393,17 @@ def test_a_damaged_file_is_named(evaluate, trained, tmp_path, monkeypatch, capsy
     assert "delete it" in error
 
 
+@pytest.mark.parametrize("name", ["joint", "rule"])
+def test_weights_that_were_tuned_and_are_gone(
+    evaluate, trained, tmp_path, monkeypatch, capsys, name
+):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    Path(f"run/{name}.safetensors").unlink()
+    assert evaluate.main(["run", "--modes", "reset"]) == 2
+    assert f"the run run has no '{name}' yet; expected" in capsys.readouterr().err
+
+
 def finite(value):
     if isinstance(value, dict):
         return all(finite(part) for part in value.values())
@@ -502,6 +513,15 @@ def test_an_unknown_stage_is_refused_before_anything_starts(train, own_text, her
         (["--model.colour", "red"], "--model.colour"),
         (["--tuning.segments"], "tuning.segments is empty; expected one value or more"),
         (["--joint.segment", "0"], "joint.segment is too low; expected at least 1"),
+        (["--statistics-batches", "0"], "statistics_batches is too low"),
+        (["--accumulation", "0"], "accumulation is too low; expected at least 1"),
+        (["--tuning.thetas", "0", "0.3"], "theta is a scale; expected"),
+        (["--base.learning-rate", "nan"], "impossible base.learning_rate; expected 0 <= "),
+        (["--rule.learning-rate", "nan"], "impossible rule.learning_rate"),
+        (["--rule.clip", "-1"], "impossible rule.clip"),
+        (["--joint.model-learning-rate", "inf"], "impossible joint.model_learning_rate"),
+        (["--joint.model-clip", "nan"], "impossible joint.model_clip"),
+        (["--awd.clip", "nan"], "impossible awd.clip"),
     ],
 )
 def test_settings_that_cannot_be(train, here, capsys, words, message):

@@ -91,7 +91,7 @@ def reader_of_run(
         refuse_emulated_bfloat16(config.device)
     counted = [s for s in config.tuning.segments if folder.has(f"statistics-{s}")]
     models = load_trained(folder, config, None, segments=counted)
-    mixtures, mixed = kept_mixtures(folder, MODE) or ({}, {})
+    mixtures, mixed = kept_mixtures(folder, MODE, weights_of(models)) or ({}, {})
     methods = [
         method
         for method in compared_methods(

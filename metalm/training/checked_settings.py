@@ -15,7 +15,7 @@ def refuse_below(settings: Any, section: str, *names: str, least: float = 1) -> 
         numbers = _numbers(settings, name)
         if any(not number >= least for number in numbers):
             raise ValueError(
-                f"{section}.{name} is too low; expected at least {least:g}, found "
+                f"{_named(section, name)} is too low; expected at least {least:g}, found "
                 f"{', '.join(map(str, numbers))}; do raise it"
             )
 
@@ -29,8 +29,8 @@ def refuse_empty(settings: Any, section: str, *names: str) -> None:
     for name in names:
         if not getattr(settings, name):
             raise ValueError(
-                f"{section}.{name} is empty; expected one value or more, found none; do give some, "
-                "or leave the option out"
+                f"{_named(section, name)} is empty; expected one value or more, found none; do "
+                "give some, or leave the option out"
             )
 
 
@@ -46,9 +46,14 @@ def refuse_outside(
         numbers = _numbers(settings, name)
         if any(not low <= number < high for number in numbers):
             raise ValueError(
-                f"impossible {section}.{name}; expected {low:g} <= {name} < {high:g}, found "
+                f"impossible {_named(section, name)}; expected {low:g} <= {name} < {high:g}, found "
                 f"{', '.join(map(str, numbers))}; do change it"
             )
+
+
+def _named(section: str, name: str) -> str:
+    """As the command line has it; a setting of no section by itself."""
+    return f"{section}.{name}" if section else name
 
 
 def _numbers(settings: Any, name: str) -> tuple[Any, ...]:

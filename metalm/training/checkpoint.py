@@ -22,7 +22,7 @@ from metalm.training.disk import half_written, partial_of, writing
 from metalm.training.processes import first_alone
 
 _FORMAT = "metalm-checkpoint-1"
-_ADVICE = "delete it, and the same command makes it again or continues from an older one"
+_ADVICE = "delete it, and the command that wrote it makes it again or continues from an older one"
 _NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
 
 

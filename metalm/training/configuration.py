@@ -14,8 +14,14 @@ def from_json(kind: type[Configuration], value: Mapping[str, Any], path: str = "
     """Builds a (nested) dataclass from the JSON that `dataclasses.asdict` gave.
 
     Raises:
-        ValueError: a setting that the dataclass does not have; the message lists those it has.
+        ValueError: a setting that the dataclass does not have, and the message lists those it has;
+            or something that is no settings, or of a type that a setting cannot have.
     """
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"{path.rstrip('.') or 'the configuration'} is damaged; expected settings by name, "
+            f"found {value!r}; restore the file"
+        )
     hints = typing.get_type_hints(kind)
     fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(value.keys() - fields)
@@ -33,4 +39,10 @@ def from_json(kind: type[Configuration], value: Mapping[str, Any], path: str = "
             built[name] = tuple(item)
         else:
             built[name] = item
-    return kind(**built)
+    try:
+        return kind(**built)
+    except TypeError as error:
+        raise ValueError(
+            f"{path.rstrip('.') or 'the configuration'} is damaged; expected "
+            f"{', '.join(sorted(fields))}, found '{error}'; restore the file"
+        ) from error

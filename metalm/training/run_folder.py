@@ -83,7 +83,10 @@ class RunFolder:
             ValueError: there is none; the message says what a run's folder looks like.
         """
         try:
-            return dict(json.loads(self.configuration_path.read_text(encoding="utf-8")))
+            found = json.loads(self.configuration_path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or not found:
+                raise ValueError("no settings in it")
+            return found
         except (OSError, ValueError) as error:
             below = sorted(path.parent.name for path in self.folder.glob("*/configuration.json"))
             advice = f"one of those in it ({', '.join(below)})" if below else "one"

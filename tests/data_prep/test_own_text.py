@@ -88,6 +88,18 @@ def test_bytes_that_are_not_text_are_named(tmp_path):
         json_lines_source(tmp_path / "mine.jsonl")
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    folder = write_folder(tmp_path)
+    paths = find_text_files(folder)
+    source = folder_source(folder, paths)
+    paths[1].unlink()
+    for read in (lambda: folder_source(folder, paths), lambda: count(source)):
+        with pytest.raises(ValueError, match=f"{paths[1].name} cannot be read; expected a text"):
+            read()
+    with pytest.raises(ValueError, match=r"gone.jsonl cannot be read; .* change its permissions"):
+        json_lines_source(tmp_path / "gone.jsonl")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -68,21 +68,40 @@ def train_article_starts(articles: ArticleSet, vocabulary_size: int, seed: int) 
     Raises:
         ValueError: no article of three tokens that follows five others.
     """
-    order = np.random.default_rng(seed).permutation(len(articles))
-    texts = [articles.tokens(int(number)) for number in order]
+    refuse_no_starts(articles, seed)
+    texts = [articles.tokens(number) for number in _order(articles, seed)]
     lengths = np.array([len(text) for text in texts])
     places = (np.cumsum(lengths) - lengths + _NEW - WINDOW)[lengths >= _NEW]
     places = torch.from_numpy(places[places >= 0])
-    if not len(places):
-        raise ValueError(
-            f"nothing shows where articles begin; expected one of at least {_NEW} tokens after "
-            f"{WINDOW - _NEW} others, found {len(texts)} articles; give more text, or leave "
-            "tuning.flush out"
-        )
     windows = windows_of(torch.from_numpy(np.concatenate(texts).astype(np.int64)))
     other = torch.ones(len(windows), dtype=torch.bool)
     other[places] = False
     return _fit(windows[places], windows[other], vocabulary_size, seed)
+
+
+def refuse_no_starts(articles: ArticleSet, seed: int) -> None:
+    """Checks that there is something to train on.
+
+    Raises:
+        ValueError: no article of three tokens follows five others.
+    """
+    before = 0
+    for number in _order(articles, seed):
+        length = len(articles.tokens(number))
+        if length >= _NEW and before + _NEW >= WINDOW:
+            return
+        before += length
+    raise ValueError(
+        f"nothing shows where articles begin; expected one of at least {_NEW} tokens after "
+        f"{WINDOW - _NEW} others, found {len(articles)} articles; give more text, or add "
+        "--tuning.no-flush"
+    )
+
+
+def _order(articles: ArticleSet, seed: int) -> list[int]:
+    """In which the articles are laid end to end."""
+    order: list[int] = np.random.default_rng(seed).permutation(len(articles)).tolist()
+    return order
 
 
 def _fit(starts: Tensor, others: Tensor, vocabulary_size: int, seed: int) -> ArticleStarts:

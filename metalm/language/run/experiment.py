@@ -16,7 +16,7 @@ from typing import Any
 
 from metalm.analysis.report import write_report
 from metalm.analysis.tables import Cost, print_tables
-from metalm.language.reading.methods import Method, TrainedModels
+from metalm.language.reading.methods import Method, TrainedModels, between_flushes
 from metalm.language.reading.progress import ReadingProgress
 from metalm.language.reading.store import ReadingStore
 from metalm.language.run.mixtures import Mixtures, run_mixtures
@@ -35,7 +35,7 @@ from metalm.language.run.trial_files import (
     write_trials,
 )
 from metalm.language.text.articles import ArticleSet, Corpus
-from metalm.language.tuning.comparison import Trials, compared_methods, tune_all
+from metalm.language.tuning.comparison import TUNED, Trials, compared_methods, tune_all
 from metalm.language.tuning.trials import Trial
 from metalm.training.processes import first_alone, is_first
 
@@ -70,9 +70,10 @@ def tune(
     """Tunes every method for one reading mode on validation articles; keeps all trials.
 
     Raises:
-        ValueError: trials of the folder are damaged, or of other weights.
+        ValueError: trials of the folder are damaged, or of weights that are others or not there.
     """
     weights = weights_of(models)
+    _refuse_missing(folder, read_trials(folder, mode))
     others = (read_trials(folder, other) for other in MODES if other != mode)
 
     def report(name: str, trial: Trial) -> None:
@@ -98,6 +99,14 @@ def tune(
         )
     forget_begun(folder, mode)
     return trials
+
+
+def _refuse_missing(folder: LanguageRunFolder, trials: Trials) -> None:
+    """Checks that everything that was tuned is still there."""
+    for name, learning, model in TUNED:
+        stage = between_flushes(learning) if learning in ("rule", "joint") else model
+        if trials.get(name) and not folder.has(stage):
+            folder.load(stage)  # says what is missing
 
 
 def _say(words: str) -> None:

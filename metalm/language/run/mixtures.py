@@ -11,6 +11,7 @@ from metalm.language.reading.method_readings import described, read_methods
 from metalm.language.reading.methods import Method, TrainedModels
 from metalm.language.reading.mixture_network import MixtureNetwork
 from metalm.language.run.run_folder import LanguageRunFolder
+from metalm.language.run.trial_files import Weights, weights_of
 from metalm.language.text.articles import ArticleSet
 from metalm.language.tuning.tuning_text import TuningConfig, tuning_text
 from metalm.training.state import pack, unpack
@@ -37,14 +38,15 @@ def run_mixtures(
         articles: the validation articles.
         config: which of their text is read.
         mode: "reset" or "carry".
-        folder: where they are kept, under the settings of the copies that they mix.
+        folder: where they are kept, with the weights of the models and the settings of the copies
+            that they mix.
         report: told the name of every method for which text is read.
         progress: told of every reading as it begins.
     """
     wanted = {method.name: described(method) for method in methods if method.learned_mixture}
     if not wanted:
         return {}
-    networks, mixed_before = kept_mixtures(folder, mode) or ({}, {})
+    networks, mixed_before = kept_mixtures(folder, mode, weights_of(models)) or ({}, {})
     known = {name for name, copies in wanted.items() if mixed_before.get(name) == copies}
     networks = {name: networks[name] for name in wanted if name in known}
     missing = [method for method in methods if method.name in wanted.keys() - known]
@@ -60,14 +62,16 @@ def run_mixtures(
     for method, of_method in zip(missing, read, strict=True):
         networks[method.name] = network_of_copies(*of_method)
     tensors, meta = pack({name: network.state_dict() for name, network in networks.items()})
-    folder.save(_file(mode), tensors, meta | {"methods": wanted})
+    folder.save(_file(mode), tensors, meta | {"methods": wanted, "weights": weights_of(models)})
     return {name: networks[name] for name in wanted}
 
 
 def kept_mixtures(
-    folder: LanguageRunFolder, mode: str
+    folder: LanguageRunFolder, mode: str, weights: Weights
 ) -> tuple[dict[str, MixtureNetwork], dict[str, Any]] | None:
     """The networks that lie in a run's folder, and the copies that each of them mixes.
+
+    None that were trained with other weights.
 
     Raises:
         ValueError: the file is damaged.
@@ -75,6 +79,8 @@ def kept_mixtures(
     if not folder.has(_file(mode)):
         return None
     tensors, meta = folder.load(_file(mode))
+    if meta.get("weights", weights) != weights:  # older files do not say it
+        return None
     networks = {}
     for name, state in unpack(tensors, meta).items():
         hidden, features = state["inner.weight"].shape

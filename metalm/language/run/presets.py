@@ -82,7 +82,9 @@ class ExperimentConfig:
     """The final comparison."""
 
     def __post_init__(self) -> None:
-        """Checks that clusters have a vocabulary that is sorted."""
+        """Checks numbers, and that clusters have a vocabulary that is sorted."""
+        refuse_below(self, "", "accumulation", "statistics_batches")
+        refuse_below(self, "", "threads", least=0)
         if self.model.cutoffs and self.data.tokenizer != "word":
             raise ValueError(
                 "model.cutoffs divide a vocabulary that is sorted by frequency; expected "

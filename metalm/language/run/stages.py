@@ -23,10 +23,12 @@ import numpy as np
 import torch
 
 from metalm.language.network.model import LanguageModel
+from metalm.language.reading.article_starts import refuse_no_starts
 from metalm.language.run.presets import ExperimentConfig
 from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.trained import count_gradients, load_model, load_rule
 from metalm.language.text.articles import ArticleSet, Corpus
+from metalm.language.text.row_share import own_parts
 from metalm.language.training.awd_training import AwdTraining, start_as_published
 from metalm.language.training.base_training import BaseTraining, one_cycle
 from metalm.language.training.meta_training import MetaTraining
@@ -86,15 +88,27 @@ class Stages:
 
         Raises:
             ValueError: an unknown stage, one whose predecessor neither has finished nor comes
-                before it, or a joint training that has no such rule.
+                before it, a joint training that has no such rule, rows that cannot be shared or
+                read in parts, or too few articles to learn where they begin.
         """
         refuse_unknown(names)
+        for name in names:
+            own_parts(self._rows(name), self.config.accumulation)
+        if self.config.tuning.flush and not self.folder.has("article-starts"):
+            refuse_no_starts(self.base_articles, self.config.seed)
         if "joint" in names:
             refuse_impossible(self.config.rule, self.config.joint.mode)
         for place, name in enumerate(names):
             for before in _BEFORE[name]:
                 if before not in names[:place] and not self.folder.has(name):
                     self.folder.load(before)  # says what is missing
+
+    def _rows(self, name: str) -> int:
+        """Rows of a batch of a stage."""
+        config = self.config
+        published = name == "base" and self._published
+        section = {"rule": config.rule, "joint": config.joint}.get(name, config.base)
+        return config.awd.rows if published else section.rows
 
     def train(self, name: str) -> None:
         """Runs one stage to its end, from its newest checkpoint if there is one.

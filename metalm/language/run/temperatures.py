@@ -21,6 +21,7 @@ from metalm.language.reading.method_readings import MethodReadings, described, r
 from metalm.language.reading.methods import Method, TrainedModels
 from metalm.language.reading.reader import Readings
 from metalm.language.run.run_folder import LanguageRunFolder
+from metalm.language.run.trial_files import weights_of
 from metalm.language.text.articles import ArticleSet
 from metalm.language.tuning.tuning_text import TuningConfig, tuning_text
 from metalm.training.disk import write_at_once
@@ -78,7 +79,7 @@ def run_temperatures(
         config: which of their text is read.
         grid: temperatures that are tried; none for no temperatures at all.
         mode: "reset" or "carry".
-        folder: where they are kept, with the settings of the methods that they belong to.
+        folder: where they are kept, with the weights and the settings that they belong to.
         report: told every choice.
         progress: told of every reading as it begins.
     """
@@ -88,10 +89,11 @@ def run_temperatures(
     wanted = {
         "grid": list(grid),
         "methods": {method.name: described(method) for method in simple},
+        "weights": weights_of(models),
     }
     path = folder.folder / f"temperatures-{mode}.json"
     kept = _kept(path)
-    if kept is not None and {key: kept.get(key) for key in wanted} == wanted:
+    if kept is not None and {key: kept.get(key, of) for key, of in wanted.items()} == wanted:
         return Temperatures(tuple(grid), dict(kept["chosen"]))
     text = tuning_text(articles, config, mode)
     read = read_methods(

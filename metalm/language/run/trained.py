@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from metalm.adapt.reading_state import checksum
 from metalm.language.network.model import LanguageModel
 from metalm.language.reading.article_starts import ArticleStarts, train_article_starts
 from metalm.language.reading.methods import TrainedModels
@@ -124,16 +125,30 @@ def control_statistics(
     segment: int,
     training_articles: ArticleSet | None,
 ) -> Parameters:
-    """RMS of the training set's gradients for one segment length; kept in the run's folder."""
-    name = f"statistics-{segment}"
-    if not folder.has(name):
+    """RMS of the training set's gradients for one segment length; kept in the run's folder.
+
+    Those of other weights are counted again.
+
+    Raises:
+        ValueError: they are not there, or of other weights, and there is nothing to count them on.
+    """
+    name, own = f"statistics-{segment}", checksum(model)
+    if folder.has(name):
+        tensors, meta = folder.load(name)
+        if meta.get("model", own) == own:  # older files do not say it
+            return {name: tensors[name].to(config.device) for name in names}
         if training_articles is None:
-            folder.load(name)  # says what is missing
-            raise AssertionError("unreachable")
-        rms = count_gradients(config, model, training_articles, names, segment)
-        folder.save(name, rms, {})
-    tensors, _ = folder.load(name)
-    return {name: tensors[name].to(config.device) for name in names}
+            raise ValueError(
+                f"{folder.weights(name)} is of other weights; expected statistics of "
+                f"{folder.weights('control')}, found those of another model; delete it, and "
+                "evaluate.py on the run counts them again"
+            )
+    elif training_articles is None:
+        folder.load(name)  # says what is missing
+        raise AssertionError("unreachable")
+    rms = count_gradients(config, model, training_articles, names, segment)
+    folder.save(name, rms, {"model": own})
+    return rms
 
 
 def count_gradients(

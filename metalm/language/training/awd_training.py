@@ -10,6 +10,7 @@ penalties on the last layer's activations. They differ in how a step is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -41,7 +42,7 @@ from metalm.meta.parameters import Parameters
 from metalm.meta.tree import join
 from metalm.training import processes
 from metalm.training.captured import Captured, clear_gradients
-from metalm.training.checked_settings import refuse_below
+from metalm.training.checked_settings import refuse_below, refuse_outside
 from metalm.training.precision import reduced_products
 from metalm.training.state import pack, unpack
 
@@ -97,6 +98,8 @@ class AwdTrainingConfig:
     def __post_init__(self) -> None:
         """Checks what would fail far from where it was set."""
         refuse_below(self, "awd", "epochs", "rows", "window", "shortest_window", "validation_rows")
+        rates = ("learning_rate", "weight_decay", "clip", "alpha", "beta")
+        refuse_outside(self, "awd", *rates, high=math.inf)
         if self.start and self.recipe == "off":
             raise ValueError(
                 "a base that goes on from another has a published recipe; expected awd.recipe "

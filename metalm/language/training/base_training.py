@@ -61,6 +61,8 @@ class BaseTrainingConfig:
         """Checks sizes and shares."""
         refuse_below(self, "base", "tokens", "rows", "window")
         refuse_outside(self, "base", "warm_up", "beta2")
+        rates = ("learning_rate", "final_rate", "weight_decay", "clip")
+        refuse_outside(self, "base", *rates, high=math.inf)
 
     @property
     def tokens_per_step(self) -> int:

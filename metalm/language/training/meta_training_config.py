@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -16,7 +17,7 @@ from metalm.meta.meta_gradient import Mode
 from metalm.meta.parameters import Parameters, choose, split
 from metalm.meta.rules.kinds import LearnedRule, RuleKind, known_settings, learned_rule
 from metalm.meta.rules.learned_rates import LearnedRates
-from metalm.training.checked_settings import refuse_below
+from metalm.training.checked_settings import refuse_below, refuse_outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class MetaTrainingConfig:
         """Checks that the parts of the recipe fit."""
         refuse_below(self, self.SECTION, "tokens", least=self.LEAST_TOKENS)
         refuse_below(self, self.SECTION, "rows", "segment")
+        refuse_outside(self, self.SECTION, "learning_rate", "clip", high=math.inf)
         if not 0 <= self.carry_rows <= self.rows:
             raise ValueError(
                 "rows that carry on are some of the rows; expected carry_rows from 0 to rows, that "
@@ -143,6 +145,11 @@ class JointTrainingConfig(MetaTrainingConfig):
     """Highest norm of the meta-gradient of W_0."""
     dropout: bool = True
     """Whether the model reads with its dropout."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers of W_0 besides."""
+        super().__post_init__()
+        refuse_outside(self, self.SECTION, "model_learning_rate", "model_clip", high=math.inf)
 
 
 def starting_rule(rms: Parameters, config: RuleTrainingConfig, seed: int = 0) -> LearnedRule:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from metalm.adapt.token_losses import check_surprise
 from metalm.language.reading.article_starts import WINDOW
+from metalm.language.reading.cache import CacheConfig
 from metalm.language.reading.methods import ALL_BUT_RECURRENT
 from metalm.language.text.articles import ArticleSet
 from metalm.training.checked_settings import refuse_below, refuse_empty, refuse_outside
@@ -62,8 +63,10 @@ class TuningConfig:
         refuse_empty(self, "tuning", "adapt", "segments", "rule_segments", "thetas", "shares")
         refuse_below(self, "tuning", "articles", "tokens", "segments", "rule_segments")
         refuse_below(self, "tuning", "window", "rows", "spreads")
-        refuse_below(self, "tuning", "carry_tokens", "halvings", "thetas", least=0)
+        refuse_below(self, "tuning", "carry_tokens", "halvings", least=0)
         refuse_outside(self, "tuning", "shares")
+        for theta in self.thetas:
+            CacheConfig(theta=theta, window=self.window)
         check_surprise(self.surprise)
 
 

@@ -7,6 +7,7 @@ import torch
 from metalm.language.reading.article_starts import (
     WINDOW,
     ArticleStarts,
+    refuse_no_starts,
     train_article_starts,
     windows_of,
 )
@@ -71,3 +72,18 @@ def test_training_follows_from_the_seed_and_leaves_the_random_state(article_set,
 def test_one_article_shows_nothing(article_set, texts):
     with pytest.raises(ValueError, match=r"nothing shows where articles begin; .* found 1 artic"):
         train_article_starts(article_set(texts[:1]), VOCABULARY, seed=2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("lengths", [(2, 3), (5, 2), (5, 3), (2, 2, 2, 2), (1, 3, 2, 3), (4, 4)])
+def test_whether_there_is_a_beginning_to_learn_from(article_set, lengths, seed):
+    """By hand: a place whose window of eight tokens ends with the third of an article."""
+    articles = article_set([np.arange(length) for length in lengths])
+    laid = np.random.default_rng(seed).permutation(len(lengths))
+    ends = [sum(lengths[other] for other in laid[:place]) + 3 for place in range(len(laid))]
+    seen = [end for end, number in zip(ends, laid, strict=True) if end >= 8 and lengths[number] > 2]
+    if seen:
+        refuse_no_starts(articles, seed)
+        return
+    with pytest.raises(ValueError, match="nothing shows where articles begin"):
+        refuse_no_starts(articles, seed)

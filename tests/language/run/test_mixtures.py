@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from metalm.language.reading.store import ReadingStore
 from metalm.language.run.mixtures import kept_mixtures, run_mixtures
 from metalm.language.run.run_folder import LanguageRunFolder
 from metalm.language.run.scoring import score_split
+from metalm.language.run.trial_files import weights_of
 from metalm.language.tuning.tuning_text import TuningConfig
 
 CONFIG = TuningConfig(articles=2, tokens=6)
@@ -44,7 +46,7 @@ def test_networks_are_kept_and_used_again(models, articles, folder):
     found = run_mixtures(models, methods, articles, CONFIG, "reset", folder, told.append)
     assert told == [*found] == [ALONE.name, CACHED.name]
     again = run_mixtures(models, methods, articles, CONFIG, "reset", folder, told.append)
-    kept, _ = kept_mixtures(folder, "reset")
+    kept, _ = kept_mixtures(folder, "reset", weights_of(models))
     for name, network in found.items():
         for other in (again, kept):
             for key, value in network.state_dict().items():
@@ -60,7 +62,7 @@ def test_networks_are_kept_and_used_again(models, articles, folder):
     assert [*fewer] == [ONE.name]
     assert len(told) == 4
     assert run_mixtures(models, [STATIC], articles, CONFIG, "carry", folder) == {}
-    assert kept_mixtures(folder, "carry") is None
+    assert kept_mixtures(folder, "carry", weights_of(models)) is None
 
 
 def test_a_damaged_file_is_named(models, articles, folder):
@@ -68,7 +70,19 @@ def test_a_damaged_file_is_named(models, articles, folder):
     path = folder.weights("mixtures-reset")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"mixtures-reset.safetensors is truncated or altered"):
-        kept_mixtures(folder, "reset")
+        kept_mixtures(folder, "reset", weights_of(models))
+
+
+def test_networks_of_other_weights_are_trained_anew(models, articles, folder):
+    told = []
+    run_mixtures(models, [ALONE], articles, CONFIG, "reset", folder, told.append)
+    model = copy.deepcopy(models.models["control"])
+    with torch.no_grad():
+        model.decoder.bias[0] += 1.0
+    others = replace(models, models={**models.models, "control": model})
+    run_mixtures(others, [ALONE], articles, CONFIG, "reset", folder, told.append)
+    run_mixtures(others, [ALONE], articles, CONFIG, "reset", folder, told.append)
+    assert told == [ALONE.name] * 2
 
 
 @pytest.mark.parametrize("mode", ["reset", "carry"])

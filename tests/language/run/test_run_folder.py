@@ -11,7 +11,7 @@ import torch
 from metalm.language.network.model import ModelConfig
 from metalm.language.run.presets import PRESETS, ExperimentConfig, preset_named
 from metalm.language.run.run_folder import LanguageRunFolder
-from metalm.language.run.trained import load_trained
+from metalm.language.run.trained import count_gradients, load_trained
 from metalm.training.configuration import from_json
 
 
@@ -61,13 +61,26 @@ def test_another_number_of_threads_goes_on_with_a_run(tmp_path):
     assert folder.configuration_path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [None, "", "{"])
+@pytest.mark.parametrize("content", [None, "", "{", "null", "5", "[1]", "{}", "[]"])
 def test_a_folder_that_is_no_run(tmp_path, content):
     folder = LanguageRunFolder(tmp_path)
     if content is not None:
         folder.configuration_path.write_text(content)
     with pytest.raises(ValueError, match="is not the folder of a run; expected a readable config"):
         folder.read_configuration()
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"model": 5}, "model is damaged; expected settings by name, found 5; restore the file"),
+        ({"data": []}, r"data is damaged; expected settings by name, found \[\]"),
+        ({"joint": {"rows": "many"}}, "joint is damaged; expected beta|joint is damaged; expected"),
+    ],
+)
+def test_a_damaged_configuration(found, message):
+    with pytest.raises(ValueError, match=message):
+        from_json(ExperimentConfig, found)
 
 
 def test_an_unknown_preset():
@@ -110,6 +123,26 @@ def test_statistics_are_worked_out_once(copied_run):
     for segment, tensors in first.items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, second[segment][name])
+
+
+def test_statistics_of_other_weights_are_counted_again(copied_run):
+    """As after a training anew; older files, which do not say whose they are, are taken."""
+    config, corpus, folder = copied_run
+    segment = config.tuning.segments[0]
+    before = load_trained(folder, config, corpus.train).statistics[segment]
+    tensors, meta = folder.load("control")
+    tensors["model.decoder.bias"][0] += 3.0
+    folder.save("control", tensors, meta)
+    with pytest.raises(ValueError, match=r"statistics-\d+.safetensors is of other weights; expe"):
+        load_trained(folder, config, None)
+    found = load_trained(folder, config, corpus.train)
+    counted, model = found.statistics[segment], found.models["control"]
+    expected = count_gradients(config, model, corpus.train, found.rival_names, segment)
+    for name, rms in expected.items():
+        assert torch.equal(counted[name], rms)
+    assert any(not torch.equal(counted[name], before[name]) for name in before)
+    folder.save(f"statistics-{segment}", before, {})
+    assert torch.equal(load_trained(folder, config, None).statistics[segment][name], before[name])
 
 
 def test_a_run_without_the_rivals_base(copied_run):

@@ -1,5 +1,6 @@
 """Every training of a run: killed, started again, and equal to an unbroken one in every bit."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -32,6 +33,32 @@ def run_and_die(last_step):
         loop.run(training, **options | {"save_every_steps": 2})
 
     return run
+
+
+def test_rows_that_cannot_be_read_in_parts_are_refused_before_the_first_is_trained(
+    trained_run, tmp_path
+):
+    config, corpus, unbroken = trained_run
+    few = dataclasses.replace(config.joint, rows=3)
+    config = dataclasses.replace(config, accumulation=4, joint=few)
+    with pytest.raises(ValueError, match="3 rows cannot be read in 4 parts; expected 1 to 3"):
+        Stages(config, corpus, type(unbroken)(tmp_path)).refuse_unready(["base", "joint"])
+
+
+def test_too_few_articles_for_a_flush_are_refused_before_the_first_is_trained(
+    trained_run, tmp_path
+):
+    config, corpus, unbroken = trained_run
+    few = dataclasses.replace(corpus, train=corpus.train.select([0]))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, held_out=0.0))
+    for flush in (True, False):
+        tuning = dataclasses.replace(config.tuning, flush=flush)
+        stages = Stages(dataclasses.replace(config, tuning=tuning), few, type(unbroken)(tmp_path))
+        if not flush:
+            stages.refuse_unready(["base"])
+            continue
+        with pytest.raises(ValueError, match="found 1 articles; give more text, or add"):
+            stages.refuse_unready(["base"])
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -1,3 +1,5 @@
+import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -149,7 +151,7 @@ def folder(tmp_path):
     return folder
 
 
-def test_temperatures_are_kept_and_used_again(models, articles, folder):
+def test_temperatures_are_kept_and_used_again(models, articles, folder, monkeypatch):
     told = []
     say = lambda name, temperature: told.append((name, temperature))  # noqa: E731
     arguments = (articles, CONFIG, GRID, "reset", folder)
@@ -157,12 +159,19 @@ def test_temperatures_are_kept_and_used_again(models, articles, folder):
     assert found.grid == GRID
     assert list(found.chosen) == ["static", "cache", "sgd", "two + cache"]
     assert told == list(found.chosen.items())
-    again = run_temperatures(None, METHODS, *arguments, say)
-    assert again == found
+    with monkeypatch.context() as patched:
+        patched.setattr("metalm.language.run.temperatures.read_methods", None)  # nothing is read
+        assert run_temperatures(models, METHODS, *arguments, say) == found
     changed = [METHODS[0], METHODS[2].with_(settings={"rate": 0.2, "decay": 0.1})]
     run_temperatures(models, changed, *arguments, say)
     run_temperatures(models, changed, articles, CONFIG, GRID[:2], "reset", folder, say)
     assert len(told) == 4 + 2 + 2
+    model = copy.deepcopy(models.models["control"])
+    with torch.no_grad():
+        model.decoder.bias[0] += 1.0
+    others = dataclasses.replace(models, models={**models.models, "control": model})
+    run_temperatures(others, changed, articles, CONFIG, GRID[:2], "reset", folder, say)
+    assert len(told) == 4 + 2 + 2 + 2
 
 
 def test_the_choice_is_made_on_the_tuning_text(models, articles, folder):
@@ -188,10 +197,10 @@ def test_no_temperatures_cost_nothing(articles, folder):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"chosen": 3}', '{"chosen": {"static": "high"}}'])
-def test_a_damaged_file_is_named(articles, folder, text):
+def test_a_damaged_file_is_named(models, articles, folder, text):
     (folder.folder / "temperatures-reset.json").write_text(text)
     with pytest.raises(ValueError, match=r"temperatures-reset\.json cannot be read; .*delete it"):
-        run_temperatures(None, METHODS, articles, CONFIG, GRID, "reset", folder)
+        run_temperatures(models, METHODS, articles, CONFIG, GRID, "reset", folder)
 
 
 @pytest.mark.parametrize(("mode", "rows"), [("reset", 2), ("carry", 5)])
