@@ -3,12 +3,15 @@
 Forward, steps are passed over without a graph, which leaves parts that wait with a checkpoint each,
 until the graph of the steps that are left is taken. The backward pass goes through that graph,
 frees it, and does the same with the part that waits last. `checkpoint_schedule.py` says how much is
-passed over. Steps that are taken again repeat the same numbers, random ones included.
+passed over. Steps that are taken again repeat the same numbers, random ones included, under the
+same autocast. The gradient reaches what the steps share, phi, the first W and states; not what the
+loss has besides, such as tensors that it closes over or those of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -112,6 +115,7 @@ class _Run:
         self.flags, flags = ([t.requires_grad for t in tensors] for tensors in (shared, moving))
         self.learns = any((*self.flags, *flags, *(tensor.requires_grad for tensor in self.phi)))
         self.generators = _Generators([*shared, *moving])
+        self.autocast = _Autocast([*shared, *moving])
         with self.generators.forked():
             self.schedule = schedule_of(segment, _moved(problem, _copies(moving, flags)), method)
         self.scored_alone = scored_alone(segment, problem)
@@ -158,7 +162,7 @@ class _Run:
         found: Gradients = [*[None] * (len(tensors) - len(moving)), *moving]
         incoming.clear()
         moving.clear()
-        with self.generators.forked():
+        with self.generators.forked(), self.autocast.as_it_was():
             if self.graph is None:  # this is not the first backward pass
                 self.generators.set(self.whole.random)
                 self.forth(tensors)
@@ -268,6 +272,27 @@ class _Generators:
     def forked(self) -> Any:
         """Inside, what is drawn does not count."""
         return torch.random.fork_rng(self.devices)
+
+
+class _Autocast:
+    """Which products are in which type, on the devices of some tensors, where it is made."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        kinds = {tensor.device.type for tensor in tensors}
+        self.cached = torch.is_autocast_cache_enabled()
+        self.found = [
+            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+            for kind in sorted(kinds)
+            if torch.amp.is_autocast_available(kind)
+        ]
+
+    @contextmanager
+    def as_it_was(self) -> Iterator[None]:
+        """Inside, products are as they were there."""
+        with ExitStack() as stack:
+            for kind, dtype, enabled in self.found:
+                stack.enter_context(torch.autocast(kind, dtype, enabled, self.cached))
+            yield
 
 
 def _copies(tensors: Sequence[Tensor], flags: list[bool]) -> list[Tensor]:

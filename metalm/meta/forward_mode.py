@@ -72,7 +72,7 @@ def traced_steps(problem: InnerProblem) -> Unrolled:
         aux.append(taken.aux)
         state = taken.state
         for name, total in gradients.items():
-            total.add_(taken.gradients[name], alpha=weight)
+            total.add_(taken.counted[name], alpha=weight)
         for name, tensor in tensors.items():
             tensor.step(taken.gradients[name], weight)
     copies = dict(shared)
@@ -117,7 +117,7 @@ class _TracedTensor:
         self.weight, self.trace = weight, trace
         self.slow, self.rate, self.decay = slow, rate, decay
         self.sums = TraceSums(
-            *(torch.zeros_like(slow) if _leads(leaf) else None for leaf in (rate, decay, slow))
+            *(memory_like(slow).zero_() if _leads(leaf) else None for leaf in (rate, decay, slow))
         )
 
     @torch.no_grad()

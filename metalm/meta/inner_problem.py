@@ -156,7 +156,8 @@ def inner_step(
         found, aux, state = problem.loss({**problem.rest, **others, **leaves}, batch, detach(state))
         losses, learnt = TwoLosses.of(found)
         if learnt is losses:
-            gradients = counted = inner_gradient(losses.sum(), {**others, **leaves})
+            counted = inner_gradient(losses.sum(), {**others, **leaves})
+            gradients = {name: counted[name] for name in leaves}
         else:
             _check_apart(problem.apart or not counts)
             gradients = inner_gradient(learnt.sum(), leaves, keep=counts)

@@ -13,9 +13,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from metalm.meta.parameters import choose
+from metalm.meta.parameters import call, choose
 
 Basis = Literal["random", "principal"]
 
@@ -91,7 +90,7 @@ class LowRank(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own result, with the sums in place of its chosen tensors."""
         weights = {name: self.weight(name) for name in self.low_rank_names}
-        return functional_call(self.module, weights, args, kwargs, tie_weights=True)
+        return call(self.module, weights, *args, **kwargs)
 
 
 class _Factors(nn.Module):

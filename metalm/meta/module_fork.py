@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metalm.meta import tree
 from metalm.meta.inner_problem import Batch
 from metalm.meta.module_loss import ModuleLoss, vectorised_attention
-from metalm.meta.parameters import Parameters, choose, split
+from metalm.meta.parameters import Parameters, aliases, call_with, choose, split
 from metalm.meta.segment_length import Segment
 from metalm.meta.unroll import unroll
 from metalm.meta.update_rule import AbstractUpdateRule, RuleState
@@ -73,8 +72,10 @@ class Fork:
         numbers = {**self.rest, **self.fast, **self.buffers}
         for alias, name in self.aliases.items():
             numbers[alias] = numbers[name]
-        # Torch would look for tied tensors anew at every call.
-        return functional_call(self.module, numbers, args, kwargs, tie_weights=False)
+        answer = call_with(self.module, numbers, args, kwargs)
+        # A buffer that the module has put another tensor in place of is found in the numbers.
+        self.buffers = {name: numbers[name].detach() for name in self.buffers}
+        return answer
 
     def unroll(
         self,
@@ -97,7 +98,8 @@ class Fork:
             loss: called with a fork that has one task, and one batch of it.
             weights: share of each loss in the meta-loss, 1 by default.
             order: of the meta-gradient; 0 for none, 1 with inner gradients held constant, 2 exact.
-            segment: for less memory; see `metalm.meta.unroll.unroll`.
+            segment: for less memory; see `metalm.meta.unroll.unroll`, also for what it does not
+                reach.
             update_last: whether the last loss is learnt from.
             rule_state: the rule's state at the first step; its initial state by default.
             apart: whether the loss gives `TwoLosses`; see `metalm.meta.unroll.unroll`.
@@ -197,7 +199,7 @@ def fork(module: nn.Module, fast: Sequence[str] | None = None, *, tasks: int | N
     slow, rest = split(module, names)
     buffers = tree.detach(dict(module.named_buffers()))
     own = {name: _stacked(b, b, tasks).clone() for name, b in buffers.items()}
-    return Fork(module, slow, rest, slow, own, tasks, _aliases(module))
+    return Fork(module, slow, rest, slow, own, tasks, aliases(module))
 
 
 def check_tasks(module: nn.Module) -> None:
@@ -222,17 +224,6 @@ def check_tasks(module: nn.Module) -> None:
                 "fused kernels take one set of weights; do learn one task at a time (together=1), "
                 "or write the recurrence with linear, sigmoid and tanh"
             )
-
-
-def _aliases(module: nn.Module) -> dict[str, str]:
-    """Further names of tensors that a module holds under several, and the first name of each."""
-    first: dict[int, str] = {}
-    found: dict[str, str] = {}
-    for named in (module.named_parameters, module.named_buffers):
-        for name, tensor in named(remove_duplicate=False):
-            if first.setdefault(id(tensor), name) != name:
-                found[name] = first[id(tensor)]
-    return found
 
 
 def _stacked(tensor: Tensor, like: Tensor, tasks: int | None) -> Tensor:

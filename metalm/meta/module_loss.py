@@ -7,7 +7,7 @@ derivative through BatchNorm and LayerNorm without a word; this one was never fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,7 @@ class ModuleLoss:
         fast = {name: parameters[name] for name in self.fork.fast}
         rest = {name: parameters[name] for name in self.fork.rest}
         kept: list[Any] = []
+        _check_batch(batch, self.fork.tasks)
 
         def one(
             fast: Parameters, tensors: list[Tensor], buffers: Parameters
@@ -98,3 +99,19 @@ class ModuleLoss:
             fast, tree.tensors(batch), buffers
         )
         return losses, tree.replace(kept[0], tensors), after
+
+
+def _check_batch(batch: Batch, tasks: int | None) -> None:
+    """Refuse what would silently be one batch for all tasks."""
+    found = [list(tensor.shape) for tensor in tree.tensors(batch)]
+    if any(shape[:1] != [tasks] for shape in found):
+        raise ValueError(
+            f"a batch has other tasks than the fork; expected tensors [{tasks}, ...], found the "
+            f"shapes {', '.join(map(str, found))}; do stack the batches of the tasks"
+        )
+    if not found and not isinstance(batch, int | float | str | tuple | list | Mapping | None):
+        raise ValueError(
+            "the batch of several tasks shows no tensors; expected a tree of tensors "
+            f"[{tasks}, ...] (tuples, lists, mappings), found {type(batch).__name__}; do give its "
+            "tensors in one of these"
+        )

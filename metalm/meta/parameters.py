@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,9 +75,42 @@ def split(module: nn.Module, fast_names: Sequence[str]) -> tuple[Parameters, Par
     return fast, rest
 
 
-def call(module: nn.Module, parameters: Parameters, *args: Any) -> Any:
-    """``module(*args)`` with these parameters in place of the module's own; tied names follow."""
-    return functional_call(module, parameters, args, tie_weights=True)
+def call(module: nn.Module, parameters: Parameters, *args: Any, **kwargs: Any) -> Any:
+    """``module(...)`` with these parameters in place of the module's own; tied names follow."""
+    tied = {a: parameters[name] for a, name in aliases(module).items() if name in parameters}
+    return call_with(module, {**parameters, **tied}, args, kwargs)
+
+
+def call_with(
+    module: nn.Module, numbers: Parameters, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """``module(...)`` with these numbers, each place of the module under one name."""
+    # Torch would look for tied tensors at every call, and would put back twice what a submodule
+    # under two names holds, the second time with the number that it was lent.
+    return functional_call(module, numbers, args, kwargs, tie_weights=False)
+
+
+def aliases(module: nn.Module) -> dict[str, str]:
+    """Further places of tensors that a module holds in several, and the first name of each.
+
+    A submodule under two names is one place, and has the first of them.
+    """
+    held: set[tuple[int, str]] = set()
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        own = chain(
+            part.named_parameters(recurse=False, remove_duplicate=False),
+            part.named_buffers(recurse=False, remove_duplicate=False),
+        )
+        for leaf, tensor in own:
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            if (id(part), leaf) in held:
+                continue
+            held.add((id(part), leaf))
+            if first.setdefault(id(tensor), name) != name:
+                found[name] = first[id(tensor)]
+    return found
 
 
 def _tied_names(module: nn.Module) -> list[list[str]]:

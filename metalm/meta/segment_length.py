@@ -63,7 +63,7 @@ def check_segment(segment: Segment) -> None:
                 "unknown segment; expected a number of steps, 'auto', 'least' or a Budget, found "
                 f"{segment!r}; do choose one"
             )
-    elif segment < 1:
+    elif not isinstance(segment, int) or segment < 1:
         raise ValueError(
             f"impossible segment; expected at least 1 update, found {segment}; do change it, or "
             "leave it out to keep everything"

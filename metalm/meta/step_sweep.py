@@ -77,7 +77,7 @@ class _Sweep(torch.autograd.Function):
             taken = inner_step(problem, fast, shared if weight else {}, batch, kept.state)
             kept.add(taken)
             if weight:
-                _add_weighted(sums, {name: taken.gradients[name] for name in shared}, weight)
+                _add_weighted(sums, {name: taken.counted[name] for name in shared}, weight)
             for i, name in enumerate(problem.fast):
                 gradient = taken.gradients[name]
                 histories[i].add(gradient, weight, learns)

@@ -95,7 +95,7 @@ def _part(batches: list[Batch], index: int | slice) -> list[Batch]:
 
 
 def _count(batches: Sequence[Batch]) -> int:
-    counts = {len(tensor) for tensor in tree.tensors(list(batches))}
+    counts = {len(t) if t.dim() else 0 for t in tree.tensors(list(batches))}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(
             "the batches do not fit together; expected the same number of tasks, at least 1, in "

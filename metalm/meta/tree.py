@@ -20,7 +20,7 @@ def transform(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return type(tree)(*(transform(value, function) for value in tree))
     if isinstance(tree, list | tuple):
         return type(tree)(transform(value, function) for value in tree)
-    if isinstance(tree, dict) and any(True for _ in tensors(tree)):
+    if isinstance(tree, Mapping) and any(True for _ in tensors(tree)):
         return {name: transform(value, function) for name, value in tree.items()}
     return tree
 
@@ -29,7 +29,7 @@ def tensors(tree: Any) -> list[Tensor]:
     """The tree's tensors, in the order of `transform`."""
     if isinstance(tree, Tensor):
         return [tree]
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         tree = tuple(tree.values())
     if isinstance(tree, list | tuple):
         return [tensor for value in tree for tensor in tensors(value)]
@@ -44,7 +44,7 @@ def form(tree: Any) -> Hashable:
     """
     if isinstance(tree, Tensor):
         return tuple(tree.shape), tree.dtype
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         return dict, tuple((name, form(value)) for name, value in tree.items())
     if isinstance(tree, list | tuple):
         return type(tree), tuple(form(value) for value in tree)

@@ -77,7 +77,9 @@ def unroll(
         traces: In forward mode, what the unroll before gave with ``fast`` (or `initial_traces`,
             where every row of ``fast`` is W_0); W_t depends on phi through these alone.
         segment: Keep W and the states at every so many updates only, and recompute the rest in the
-            backward pass; or "auto", "least" or a `Budget` of bytes, see `Segment`.
+            backward pass; or "auto", "least" or a `Budget` of bytes, see `Segment`. The gradient
+            then reaches phi, W_0, ``rest``, ``fast`` and ``rule_state`` alone: not tensors that
+            the loss closes over, nor those of a batch.
         update_last: Whether the last loss is learnt from; without, ``fast`` are the weights that
             it was taken at (a few-shot task's queries).
         overwrite: At order 0 and in forward mode, write the updates into ``fast`` and ``traces``
@@ -90,12 +92,13 @@ def unroll(
         The meta-loss and everything that the next unroll needs.
 
     Raises:
-        ValueError: An order or a mode that does not exist or does not fit the rule, no batch,
-            weights of another number, fast weights without the traces that forward mode needs,
-            nothing that may be overwritten, or a segment that there cannot be.
+        ValueError: Nothing that could learn, an order or a mode that does not exist or does not fit
+            the rule, no batch, weights of another number, fast weights without the traces that
+            forward mode needs, nothing that may be overwritten, or a segment that there cannot be.
     """
     method = method_of(order, mode, rule, apart)
     forward = mode == "forward" and order > 0
+    _check_learns(slow)
     if not batches:
         raise ValueError("nothing to unroll; expected at least one batch, found 0; do add one")
     if weights is None:
@@ -164,3 +167,21 @@ def _check_forward(
             "forward mode learns from every loss; expected update_last=True, found False; do use "
             "mode='reverse'"
         )
+
+
+def _check_learns(slow: Parameters) -> None:
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "updates follow gradients, which inference mode has none of; expected the unroll "
+            "outside of torch.inference_mode(), found it inside; do use torch.no_grad() instead"
+        )
+    if not slow:
+        raise ValueError(
+            "nothing would learn; expected at least one fast parameter, found none; do name some"
+        )
+    for name, tensor in slow.items():
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"{name!r} cannot learn; expected fast parameters of floating point, found "
+                f"{str(tensor.dtype).removeprefix('torch.')}; do leave it out of the fast ones"
+            )

@@ -208,6 +208,31 @@ def test_the_model_is_left_as_it_was(reader, texts):
         assert weight.grad is None
 
 
+class TwoNames(nn.Module):
+    """One layer, twice over."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.one = nn.Embedding(11, 5), nn.Linear(5, 5)
+        self.other = self.one
+
+    def forward(self, tokens, state):
+        hidden = self.other(torch.tanh(self.one(self.embedding(tokens))))
+        return hidden @ self.embedding.weight.t(), state
+
+
+def test_a_model_with_a_layer_under_two_names_is_left_as_it_was(texts):
+    model = TwoNames()
+    weights = dict(model.named_parameters())
+    before = {name: weight.clone() for name, weight in weights.items()}
+    reader = AdaptiveReader(model, GradientDescent(0.5), segment=4)
+    _, state = reader.read(texts[0])
+    assert dict(model.named_parameters()) == weights
+    for name, weight in weights.items():
+        assert torch.equal(weight, before[name])
+        assert not torch.equal(weight, state.fast[name])
+
+
 def test_each_part_of_the_model_keeps_its_mode(texts):
     model = nn.Sequential(nn.Dropout(), nn.Linear(1, 1)).train()
     model[0].eval()

@@ -7,6 +7,7 @@ import torch
 
 from metalm.meta import checkpointing
 from metalm.meta.checkpoint_schedule import Fitting, StepBytes
+from metalm.meta.module_fork import fork
 from metalm.meta.rules import GradientDescent, LearnedRates
 from metalm.meta.segment_length import Budget
 from metalm.meta.unroll import unroll
@@ -169,6 +170,26 @@ def test_memory_grows_as_the_square_root(kind, tiny, state, live_bytes):
     assert parts[1] - parts[0] == pytest.approx(6 * one_step, rel=0.02)
     assert parts[2] - parts[1] == pytest.approx(12 * one_step, rel=0.02)
     assert parts[2] < whole[2] / 4
+
+
+@pytest.mark.parametrize("segment", [1, 2, "auto", "least"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_steps_are_taken_again_under_the_autocast_they_were_taken_under(order, segment):
+    """Although the backward pass is outside of it."""
+    torch.manual_seed(1)
+    network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+    x, y = torch.randn(6, 8), torch.randn(6, 4)
+    loss = lambda model, batch: (model(batch[0]).float() - batch[1]).square().mean()  # noqa: E731
+    found = []
+    for cut in (None, segment):
+        with torch.autocast("cpu", torch.bfloat16):
+            task = fork(network)
+            done = task.unroll(GradientDescent(0.2), [(x, y)] * 5, loss, order=order, segment=cut)
+        assert not torch.is_autocast_enabled("cpu")
+        found.append(torch.autograd.grad(done.meta_loss, list(network.parameters())))
+        assert not torch.is_autocast_enabled("cpu")
+    for whole, parts in zip(*found, strict=True):
+        assert torch.equal(whole, parts)
 
 
 def test_segments_need_a_step(tiny, state):

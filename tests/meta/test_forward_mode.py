@@ -102,6 +102,33 @@ def test_an_unroll_without_fast_weights_begins_at_the_slow_ones(kind, tiny, stat
         assert_all_close(forward, reverse)
 
 
+@pytest.mark.parametrize("rows", [None, 3])
+def test_slow_weights_in_another_order_of_memory(rows):
+    """Transposed, or channels last: the same gradients as in reverse mode."""
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    turned = draw(5, 4).t().requires_grad_()
+    filters = draw(4, 3, 2, 2).to(memory_format=torch.channels_last).requires_grad_()
+    slow = {"turned": turned, "filters": filters}
+    rms = {name: draw(*weight.shape).abs() for name, weight in slow.items()}
+    rule = LearnedRates(rms, "coordinate", 0.05, 0.2, 0.4, decay_shape="rms")
+    inputs, pictures = draw(6, 4), draw(6, 3, 2, 2)
+
+    def loss(parameters, batch, state):
+        values = inputs[batch] @ parameters["turned"]
+        seen = (pictures[batch].flatten(1)) @ parameters["filters"].flatten(-3).transpose(-1, -2)
+        return (values.square().mean((-2, -1)) + torch.tanh(seen).sum((-2, -1))), None, state
+
+    batches = [slice(0, 3), slice(2, 5), slice(1, 6)]
+    found = {}
+    for mode in ("reverse", "forward"):
+        done = unroll(loss, rule, slow, {}, batches, None, rows=rows, mode=mode)
+        leaves = [*slow.values(), *rule.parameters()]
+        found[mode] = torch.autograd.grad(done.meta_loss, leaves, allow_unused=True)
+    assert_all_close(found["forward"], found["reverse"])
+    assert all(bool(gradient.abs().max() > 0) for gradient in found["forward"])
+
+
 def test_a_row_that_begins_anew_has_only_its_own_past(tiny, state, kernels):
     """Row 1 starts again at W_0 after two steps; each row's reading alone is the answer."""
     rule = RULES["coordinate"](tiny)

@@ -219,3 +219,16 @@ def test_saved_and_loaded(module, tokens):
 def test_refused_settings(settings, message, module):
     with pytest.raises(ValueError, match=message):
         LowRank(module, **settings)
+
+
+def test_a_layer_under_two_names_stays_the_modules_own():
+    layer = nn.Linear(4, 4)
+    low = LowRank(nn.Sequential(layer, nn.Tanh(), layer), ["0.weight"], 2)
+    with torch.no_grad():
+        low.factors["0/weight"].left.fill_(0.1)
+        weight = layer.weight
+        changed = layer.weight + low.factors["0/weight"]()
+        x = torch.randn(3, 4)
+        expected = torch.tanh(x @ changed.t() + layer.bias) @ changed.t() + layer.bias
+        torch.testing.assert_close(low(x), expected)
+    assert layer.weight is weight

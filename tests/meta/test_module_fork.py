@@ -2,6 +2,8 @@
 
 import gc
 import weakref
+from collections import UserDict
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -398,9 +400,148 @@ def test_a_loss_that_is_no_number_is_refused():
     [
         ([torch.zeros(2, 3), torch.zeros(3, 3)], 1, r"found \[2, 3\]"),
         ([], 1, "found no tensor"),
+        ([torch.zeros(2, 3), torch.tensor(1.0)], 1, r"found \[0, 2\]"),
         ([torch.zeros(2, 3)], 0, "expected at least 1, found 0"),
     ],
 )
 def test_impossible_tasks_are_refused(batches, together, message):
     with pytest.raises(ValueError, match=message):
         backward_over_tasks(batches, lambda tasks, batches: None, together)
+
+
+class Shared(nn.Module):
+    """One layer under two names, as in ALBERT."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Linear(5, 5), nn.BatchNorm1d(5)
+        self.b, self.again = self.a, self.norm
+        self.out = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.out(self.again(torch.tanh(self.b(self.norm(torch.tanh(self.a(x)))))))
+
+
+def squared(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+@pytest.mark.parametrize("tasks", [None, 2])
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_layer_under_two_names_stays_the_modules_own(order, tasks):
+    torch.manual_seed(1)
+    module = Shared().double()
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    lead = () if tasks is None else (tasks,)
+    x, y = (torch.randn(*lead, 6, width, dtype=torch.float64) for width in (5, 2))
+    done = fork(module, tasks=tasks).unroll(
+        GradientDescent(0.3), [(x, y)] * 3, squared, order=order
+    )
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        assert parameter is parameters[name]
+        assert isinstance(parameter, nn.Parameter)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name])
+    if order < 2:
+        return
+    done.meta_loss.backward()
+    total = 0.0
+    for task in range(tasks or 1):  # by hand, with a copy that holds the layers once
+        weights = dict(module.named_parameters())
+        inputs, targets = (t if tasks is None else t[task] for t in (x, y))
+        for _ in range(3):
+            linear = lambda v, w=weights: functional.linear(v, w["a.weight"], w["a.bias"])  # noqa: E731
+            norm = lambda v, w=weights: functional.batch_norm(  # noqa: E731
+                v, None, None, w["norm.weight"], w["norm.bias"], training=True
+            )
+            hidden = norm(torch.tanh(linear(norm(torch.tanh(linear(inputs))))))
+            said = functional.linear(hidden, weights["out.weight"], weights["out.bias"])
+            loss = (said - targets).square().mean()
+            total = total + loss
+            found = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+            pairs = zip(weights.items(), found, strict=True)
+            weights = {name: weight - 0.3 * gradient for (name, weight), gradient in pairs}
+    expected = torch.autograd.grad(total, list(module.parameters()))
+    torch.testing.assert_close(done.meta_loss, total, rtol=1e-12, atol=0)
+    for parameter, gradient in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
+
+
+class Averaging(nn.Module):
+    """Puts a new tensor in place of its buffer, by which it divides."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        self.register_buffer("mean", torch.tensor(1.0, dtype=torch.float64))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean()
+        return self.weight * x / self.mean
+
+
+@pytest.mark.parametrize("tasks", [None, 3])
+def test_a_buffer_that_is_replaced_belongs_to_the_fork(tasks):
+    module = Averaging()
+    lead = () if tasks is None else (tasks,)
+    batches = [torch.rand(*lead, 4, dtype=torch.float64) + 0.5 for _ in range(3)]
+    done = fork(module, tasks=tasks).unroll(
+        GradientDescent(0.1), batches, lambda model, x: model(x).square().mean(), order=1
+    )
+    assert module.mean == 1.0
+    for task in range(tasks or 1):
+        weight, mean, losses = 2.0, 1.0, []
+        for batch in batches:
+            x = batch if tasks is None else batch[task]
+            mean = 0.9 * mean + 0.1 * float(x.mean())
+            square = float(x.square().mean()) / mean**2
+            losses.append(weight**2 * square)
+            weight -= 0.1 * 2 * weight * square
+        at = ... if tasks is None else task
+        assert done.fork.buffers["mean"][at].item() == pytest.approx(mean, rel=1e-14)
+        assert done.losses[:, at].squeeze(-1).tolist() == pytest.approx(losses, rel=1e-13)
+
+
+def test_batches_that_are_mappings_of_another_type():
+    """Such as those of tokenizers."""
+    module = made("frozen and unused")
+    batches = batches_for(module)[:2]
+    rule = GradientDescent(0.1)
+    loss = lambda model, batch: functional.mse_loss(model(batch["x"]), batch["y"])  # noqa: E731
+    named = [{"x": x, "y": torch.zeros(*x.shape[:-1], 3).to(x)} for x, _ in batches]
+    expected = fork(module, tasks=TASKS).unroll(rule, named, loss).losses
+    found = fork(module, tasks=TASKS).unroll(rule, [UserDict(b) for b in named], loss).losses
+    assert torch.equal(found, expected)
+    assert len(set(found[0].tolist())) == TASKS
+
+
+@dataclass
+class Opaque:
+    x: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (Opaque(torch.zeros(2, 3)), "shows no tensors; expected a tree of tensors .* found Opaque"),
+        ((torch.zeros(3, 6), torch.zeros(2, 6)), r"expected tensors \[2, ...\], found the shapes"),
+        (torch.zeros(()), r"expected tensors \[2, ...\], found the shapes \[\]"),
+    ],
+)
+def test_batches_of_other_tasks_are_refused(batch, message):
+    with pytest.raises(ValueError, match=message):
+        fork(made("frozen and unused"), tasks=2).unroll(GradientDescent(0.1), [batch], squared)
+
+
+def test_what_cannot_be_learnt_is_refused():
+    module = made("frozen and unused")
+    x = torch.zeros(4, 6, dtype=torch.float64)
+    rule, loss = GradientDescent(0.1), lambda model, x: model(x).sum()
+    with pytest.raises(ValueError, match="expected at least one fast parameter, found none"):
+        fork(module, []).unroll(rule, [x], loss)
+    module.count = nn.Parameter(torch.tensor(3), requires_grad=False)
+    with pytest.raises(ValueError, match=r"'count' cannot learn; expected .* found int64"):
+        fork(module, ["count"]).unroll(rule, [x], loss)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"outside of torch.inference_mo"):
+        fork(module).unroll(rule, [x], loss, order=0)

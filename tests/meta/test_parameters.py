@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from metalm.meta.parameters import call, choose, split
+from metalm.meta.parameters import aliases, call, choose, split
 
 
 class Tied(nn.Module):
@@ -72,3 +72,20 @@ def test_call_moves_tied_names_together_and_leaves_the_module_alone():
     for name, p in other.named_parameters():
         torch.testing.assert_close(replaced[name].grad, p.grad, rtol=0, atol=0)
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+def test_call_puts_back_what_a_layer_under_two_names_holds():
+    module = nn.ModuleDict({"a": nn.Linear(3, 3)})
+    module["b"] = module["a"]
+    module.forward = lambda x: module["b"](module["a"](x))
+    weight, x = module["a"].weight, torch.ones(2, 3)
+    new = {name: torch.full_like(p, 0.5) for name, p in module.named_parameters()}
+    assert call(module, new, x).tolist() == [[3.5] * 3] * 2  # 0.5 (3 + 1) = 2, 0.5 (6 + 1)
+    assert module["a"].weight is weight
+    assert aliases(module) == {}
+
+
+def test_aliases_are_the_further_places_of_a_tensor():
+    module = nn.ModuleDict({"a": nn.Linear(3, 3), "c": nn.Linear(3, 3)})
+    module["b"], module["c"].weight = module["a"], module["a"].weight
+    assert aliases(module) == {"c.weight": "a.weight"}

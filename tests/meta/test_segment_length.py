@@ -134,6 +134,7 @@ def test_first_order_at_a_fixed_rate_is_flat(segment):
         ("most", "expected a number of steps, 'auto', 'least' or a Budget, found 'most'"),
         (Budget(0), "at least 1 byte, found 0"),
         (-1, "at least 1 update, found -1"),
+        (1.5, "at least 1 update, found 1.5"),
     ],
 )
 def test_impossible_segments_are_refused(segment, message):

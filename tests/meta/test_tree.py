@@ -1,5 +1,6 @@
 """Trees of tensors keep their form."""
 
+from collections import UserDict
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,15 @@ def test_every_form_is_kept():
     new = [t + 1 for t in tree.tensors(bare)]
     again = tree.replace(forest, new)
     assert all(a is b for a, b in zip(tree.tensors(again), new, strict=True))
+
+
+def test_mappings_of_every_type_are_known():
+    found = UserDict({"a": torch.ones(2), "b": [torch.zeros(1), "word"]})
+    assert [tensor.tolist() for tensor in tree.tensors(found)] == [[1.0, 1.0], [0.0]]
+    doubled = tree.transform(found, lambda tensor: tensor + 1)
+    assert doubled["a"].tolist() == [2.0, 2.0]
+    assert doubled["b"][1] == "word"
+    assert tree.form(found) == tree.form({"a": torch.zeros(2), "b": [torch.ones(1), "word"]})
 
 
 def test_join_lays_rows_behind_each_other_and_write_puts_them_into_views():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from metalm.meta.module_fork import fork
 from metalm.meta.rules.meta_lstm import MetaLSTM
 from metalm.meta.unroll import unroll
 
@@ -105,3 +106,35 @@ def test_it_starts_near_gradient_descent():
     state = done.rule_state
     assert bool(((state.forget > 0.97) & (state.forget < 0.995)).all())
     assert bool(((state.enter > 0.005) & (state.enter < 0.02)).all())
+
+
+@pytest.mark.parametrize("segment", [None, 1])
+def test_beside_parameters_that_are_meta_learned(segment):
+    """At first order what is not fast has a gradient of the losses alone: the rule sees none."""
+    torch.manual_seed(2)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    loss = lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1])  # noqa: E731
+    head = fork(network, ["2.*"])
+    rule = MetaLSTM(head.slow).double()
+    done = head.unroll(rule, [(x, y)] * 3, loss, order=1, segment=segment)
+    first = network[0].weight
+    (found,) = torch.autograd.grad(done.meta_loss, [first], retain_graph=True)
+    # The same steps with gradients held constant, by finite differences of the losses' sum.
+    fixed, step, expected = [], 1e-6, torch.zeros_like(first)
+    for number in range(3):
+        part = head.unroll(rule, [(x, y)] * (number + 1), loss, order=0, update_last=False)
+        fixed.append({name: weight.detach() for name, weight in part.fork.fast.items()})
+
+    def total(weight):
+        body = {"0.weight": weight, "0.bias": network[0].bias.detach()}
+        outputs = [torch.func.functional_call(network, {**body, **head}, (x,)) for head in fixed]
+        return sum(nn.functional.mse_loss(output, y) for output in outputs)
+
+    for place in range(first.numel()):
+        moved = torch.zeros(first.numel(), dtype=torch.float64)
+        moved[place] = step
+        moved = moved.view_as(first)
+        difference = total(first.detach() + moved) - total(first.detach() - moved)
+        expected.view(-1)[place] = difference.detach() / (2 * step)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-8)
