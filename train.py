@@ -80,8 +80,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Any setting of the configuration may follow, such as --model.hidden-size 512 "
-        "(--dry-run prints them all).",
+        epilog="Any setting may follow: --seed 3, --device cuda, --threads 1; a nested one as\n"
+        "--model.hidden-size 512, a switch as --tuning.flush / --tuning.no-flush (--dry-run\n"
+        "prints them all, with _ where an option has -).",
     )
     parser.add_argument(
         "--preset", help=f"one of {', '.join(PRESETS)} (default: tiny for python-docs, else small)"

@@ -424,6 +424,27 @@ def test_a_dry_run_prints_the_resolved_configuration(train, here, capsys):
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        ("--seed 3", lambda config: config.seed == 3),
+        ("--device cuda", lambda config: config.device == "cuda"),
+        ("--threads 1", lambda config: config.threads == 1),
+        ("--model.hidden-size 512", lambda config: config.model.hidden_size == 512),
+        ("--tuning.flush", lambda config: config.tuning.flush),
+        ("--tuning.no-flush", lambda config: not config.tuning.flush),
+    ],
+)
+def test_the_settings_that_the_help_names_are_understood(train, capsys, words, read):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    assert words in " ".join(capsys.readouterr().out.split())
+    other = {"--tuning.flush": ["--tuning.no-flush"], "--tuning.no-flush": ["--tuning.flush"]}
+    before = other.get(words, [])
+    assert not read(train.configure(*train.parse(before)))
+    assert read(train.configure(*train.parse([*before, *words.split()])))
+
+
 def test_what_several_processes_cannot_share(train, evaluate, here, monkeypatch, capsys):
     Path("own.txt").write_text("a")
     monkeypatch.setenv("WORLD_SIZE", "2")
