@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import tyro
 from metalm.fewshot.comparison import compare, table
 from metalm.fewshot.experiment import Result, load, score, train
 from metalm.fewshot.hausdorff import hausdorff_scores
-from metalm.fewshot.method_names import most_ways, names_of_methods
+from metalm.fewshot.method_names import all_names, most_ways, names_of_methods
 from metalm.fewshot.methods.method import FewShotMethod
 from metalm.fewshot.official_runs import RunScores, judge_of, read_runs, score_runs
 from metalm.fewshot.presets import FewShotConfig, preset, within_classes
@@ -29,6 +30,7 @@ from metalm.training.disk import write_at_once, writing
 from metalm.training.folder_lock import only_program_in
 from metalm.training.run_folder import RunFolder
 
+_METHOD = "prototypical"
 _EXAMPLES = """
   python train.py fewshot                               # drawn glyphs, no download
   python train.py fewshot --task sine --method maml
@@ -60,22 +62,25 @@ def parse(arguments: Sequence[str]) -> Asked:
     parser = argparse.ArgumentParser(
         prog="python train.py fewshot",
         description="Learn to learn from few examples, and score it on classes never seen.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawTextHelpFormatter,
         allow_abbrev=False,
         epilog="Any setting of the configuration may follow (--dry-run prints them all).\n"
         + _EXAMPLES,
     )
     parser.add_argument(
-        "--method", nargs="+", default=["prototypical"], help="one or several names, or all"
+        "--method",
+        nargs="+",
+        default=[_METHOD],
+        help=_lines(f"one or several of {', '.join(all_names())}, or all (default: {_METHOD})"),
     )
     parser.add_argument(
         "--task",
         default="glyphs",
-        help="sine, linear, glyphs, omniglot, or a folder of class folders",
+        help=_lines("sine, linear, glyphs, omniglot, or a folder of class folders"),
     )
     parser.add_argument("--way", type=int, help="classes of a task (default: 5; not for curves)")
     parser.add_argument(
-        "--shot", type=int, help="support items of a class (default: 1; of a curve: 5)"
+        "--shot", type=int, help=_lines("support items of a class (default: 1; of a curve: 5)")
     )
     parser.add_argument("--run", type=Path, help="where the runs go (default: below runs/)")
     parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
@@ -106,6 +111,11 @@ def parse(arguments: Sequence[str]) -> Asked:
     ]
     own_way = any(word.partition("=")[0] == "--training.way" for word in overrides)
     return Asked(configs, options.run or _folder(configs[0]), options.dry_run, own_way)
+
+
+def _lines(text: str) -> str:
+    """Short enough for a terminal of 80 columns; argparse would break names at their hyphens."""
+    return textwrap.fill(text, 54, break_on_hyphens=False)
 
 
 def shown(configs: Sequence[FewShotConfig]) -> list[dict[str, object]]:
@@ -246,6 +256,7 @@ def _challenged(
             f"one channel, found one for {config.task.source!r}; train one on omniglot, or on grey "
             "pictures (--task.channels 1, and --task.dark-ink for dark ones on light)"
         )
+    _check_split(config, images)
     challenge = read_runs(official_runs)
     _check_ways(config, max(len(each.training) for each in challenge))
     runs = score_runs(challenge, judge_of(method, config.task.size, config.device))
@@ -256,6 +267,17 @@ def _challenged(
     }
     write_at_once(folder.folder / "official-runs.json", json.dumps(content, indent=1) + "\n")
     return runs
+
+
+def _check_split(config: FewShotConfig, images: LabelledImages) -> None:
+    """Refuses a run that may have learnt from the challenge: other pictures have no such parts."""
+    if images.parts is not None and config.task.split != "official":
+        raise ValueError(
+            "the challenge is made of characters of Omniglot's evaluation set, which this run may "
+            "have learnt from; expected a run on the official split, found one whose classes were "
+            f"dealt at random from both sets (--task.split {config.task.split}); train one with "
+            "--task.split official, in a folder of its own (--run)"
+        )
 
 
 def _check_ways(config: FewShotConfig, classes: int) -> None:

@@ -213,6 +213,11 @@ def names_of_methods(source: str) -> list[str]:
     return [*METRIC, *OPTIMIZATION, *BY_CLASS]
 
 
+def all_names() -> list[str]:
+    """Every method that there is for some tasks."""
+    return [*METRIC, *OPTIMIZATION, *BY_CLASS, *ORACLES]
+
+
 def most_ways(config: FewShotConfig) -> int | None:
     """Classes that a task can have for the method; None: any number, as the support set shows.
 

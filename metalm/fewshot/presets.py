@@ -5,12 +5,15 @@ A preset is made for a method and a task; any setting can be overridden on the c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from metalm.fewshot.methods.networks import Pooling, Statistics
+from metalm.fewshot.methods.reptile import refuse_no_steps
 from metalm.fewshot.tasks.images import LabelledImages
 from metalm.fewshot.tasks.sources import CURVES, TaskConfig, TaskShape, classes_of
+from metalm.training.checked_settings import refuse_below, refuse_outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,10 @@ class NetworkConfig:
     """Places of the last maps over which prototypical-elastic looks for a likeness."""
     statistics: Statistics = "running"
     """Whose statistics batch normalisation uses when queries are answered."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, "network", "width", "depth")
+        refuse_below(self, "network", "late_width", "halvings", "reach", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +68,11 @@ class AdaptationConfig:
     bfloat16: bool = False
     """Whether Reptile takes the convolutions of its training in bfloat16 where that is quicker."""
 
+    def __post_init__(self) -> None:
+        sizes = ("steps", "test_steps", "together", "batch", "test_batch")
+        refuse_below(self, "adaptation", *sizes, least=0)
+        refuse_outside(self, "adaptation", "rate", high=math.inf)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetaTrainingConfig:
@@ -82,6 +94,12 @@ class MetaTrainingConfig:
     """Steps after which the rate is halved; 0: it falls to zero along a half cosine."""
     clip: float = 10.0
     """Highest norm of the meta-gradient; 0 for none."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, "training", "tasks")
+        sizes = ("steps", "way", "shot", "query", "halve_every")
+        refuse_below(self, "training", *sizes, least=0)
+        refuse_outside(self, "training", "rate", "clip", high=math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +148,11 @@ class FewShotConfig:
     """The outer training."""
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     """The test."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, "", "threads", least=0)
+        if self.method == "reptile":
+            refuse_no_steps(self.adaptation.steps)
 
     @property
     def trained_on(self) -> TaskShape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from metalm.training.state import pack, unpack
 class FewShotTraining:
     """Draws tasks, takes the method's meta-gradient and a step of the optimiser; can be resumed.
 
-    A meta-gradient that is not finite is skipped, counted, and not learnt from.
+    A step whose meta-gradient, or whose buffers after it (running statistics, moments), are not
+    finite is skipped and counted: method and optimiser stay as they were before it.
 
     Args:
         method: trained in place.
@@ -47,16 +48,27 @@ class FewShotTraining:
         self.method.train()
         episode = self.source.sample(self.tasks).to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
+        before = [buffer.clone() for buffer in self.method.buffers()]
         measured = self.method.meta_gradient(episode)
         norm = torch.nn.utils.clip_grad_norm_(
             self.method.parameters(), self.clip if self.clip > 0 else torch.inf
         )
-        if not bool(norm.isfinite()):
+        if not self._finite(norm):
+            self._put_back(before)
             return {"loss": measured.loss, "score": measured.score, "skipped": 1.0}
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(index)
         self.optimizer.step()
         return {"loss": measured.loss, "score": measured.score, "skipped": 0.0}
+
+    def _finite(self, norm: Tensor) -> bool:
+        """Whether the meta-gradient of this norm, a scalar, and all buffers are finite."""
+        numbers = [norm, *self.method.buffers()]
+        return bool(torch.stack([each.isfinite().all() for each in numbers]).all())
+
+    def _put_back(self, buffers: Sequence[Tensor]) -> None:
+        for buffer, before in zip(self.method.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Method, optimiser, and where the tasks stand."""

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from metalm.fewshot import command_line, experiment
 from metalm.fewshot.command_line import evaluate, parse, run
 from metalm.fewshot.method_names import made, names_of_methods
 from metalm.fewshot.tasks.glyphs import draw_glyphs
+from metalm.fewshot.tasks.images import LabelledImages
 from metalm.training.folder_lock import only_program_in
 from metalm.training.run_folder import RunFolder
 from metalm.training.state import pack
@@ -42,6 +44,39 @@ def test_unknown_names_are_answered_with_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         parse(["--adaptation.ordr", "1"])
     assert "ordr" in capsys.readouterr().err
+
+
+def test_the_help_names_every_method_and_the_default(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    options = capsys.readouterr().out.partition("Any setting")[0]
+    assert max(map(len, options.splitlines())) <= 80
+    said = " ".join(options.split())
+    named = re.search(r"one or several of ([^()]*), or all \(default: ([a-z]*)\)", said)
+    assert sorted(named[1].split(", ")) == [
+        "anil", "from-scratch", "lstm-meta-learner", "maml", "matching", "meta-sgd", "multi-task",
+        "pixels", "posterior-mean", "prototypical", "prototypical-elastic", "relation", "reptile",
+        "siamese-contrastive", "siamese-pairs", "siamese-triplet", "snail", "transfer",
+    ]  # fmt: skip
+    assert [config.method for config in parse([]).configs] == [named[2]]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--task sine --method maml --training.tasks 0", "training.tasks is too low; expected"),
+        ("--method maml --adaptation.together -1", "adaptation.together is too low; expected at"),
+        ("--method prototypical --network.width 0", "network.width is too low; expected at least"),
+        ("--method reptile --adaptation.steps 0", "without one it learns nothing; expected at"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_by_name(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(words.split())
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.replace("│", " ").replace("|", " ")
+    assert message in " ".join(said.split())
 
 
 def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, capsys):
@@ -228,3 +263,30 @@ def test_the_official_challenge_needs_its_ways(method, tmp_path):
         assert (folder.folder / "official-runs.json").exists() == (ways == "20")
     assert answered[0].endswith("expected 20 ways, found 19; train one with --way 20")
     assert answered[1].startswith("mean error of 2 runs")
+
+
+@pytest.mark.parametrize("method", ["pixels", "prototypical"])
+def test_the_official_challenge_is_not_for_a_run_that_may_have_learnt_from_it(
+    method, tmp_path, monkeypatch
+):
+    """Pictures in two sets, as Omniglot's, from the second of which the challenge is."""
+    drawn = draw_glyphs(alphabets=4, letters=25, drawings=16, seed=0)
+    parts = ["background" if number < 75 else "evaluation" for number in range(100)]
+    images = LabelledImages(
+        drawn.pictures, drawn.labels, drawn.names, groups=drawn.groups, parts=parts
+    )
+    monkeypatch.setattr(command_line, "draw_pictures", lambda size: images)
+    challenge = challenge_in(tmp_path / "runs")
+    folders = {}
+    for split in ("random", "official"):
+        words = ["--method", method, "--network.width", "2", "--task.split", split]
+        (config,) = parse([*words, "--task.validation-groups", "1"]).configs
+        folder = folders[split] = RunFolder(tmp_path / split)
+        folder.write_configuration(config)
+        folder.save("method", *pack(made(config, images).state_dict()))
+    why = r"may have learnt from; .* at random .*--task\.split random\); .*--task\.split official"
+    with pytest.raises(ValueError, match=why):
+        evaluate(folders["random"], nothing, challenge)
+    assert not (folders["random"].folder / "official-runs.json").exists()
+    assert "mean error of 2 runs" in evaluate(folders["official"], nothing, challenge)
+    assert (folders["official"].folder / "official-runs.json").exists()

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from dataclasses import replace
 from statistics import mean
 
@@ -17,7 +18,15 @@ from metalm.fewshot.method_names import (
     most_ways,
     names_of_methods,
 )
-from metalm.fewshot.presets import ScoringConfig, preset, within_classes
+from metalm.fewshot.presets import (
+    AdaptationConfig,
+    FewShotConfig,
+    MetaTrainingConfig,
+    NetworkConfig,
+    ScoringConfig,
+    preset,
+    within_classes,
+)
 from metalm.fewshot.scoring import score_of_answers
 from metalm.fewshot.shown_tasks import draw_tasks
 from metalm.fewshot.tasks.glyphs import draw_glyphs
@@ -210,6 +219,61 @@ def test_a_finished_run_is_scored_in_another_way(images, tmp_path):
 def test_impossible_scorings_are_refused_before_training(wrong, message):
     with pytest.raises(ValueError, match=message):
         ScoringConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        (TaskConfig, {"way": 1}, "task.way is too low; expected at least 2, found 1"),
+        (TaskConfig, {"shot": 0}, "task.shot is too low; expected at least 1, found 0"),
+        (TaskConfig, {"query": 0}, "task.query is too low"),
+        (TaskConfig, {"size": 0}, "task.size is too low"),
+        (TaskConfig, {"validation_groups": -1}, "task.validation_groups is too low; expected at"),
+        (TaskConfig, {"test_share": math.nan}, "impossible task.test_share; expected 0 <= test_"),
+        (TaskConfig, {"validation_share": 1.0}, "impossible task.validation_share"),
+        (NetworkConfig, {"width": 0}, "network.width is too low; expected at least 1, found 0"),
+        (NetworkConfig, {"depth": 0}, "network.depth is too low"),
+        (NetworkConfig, {"late_width": -1}, "network.late_width is too low; expected at least 0"),
+        (NetworkConfig, {"halvings": -1}, "network.halvings is too low"),
+        (NetworkConfig, {"reach": -1}, "network.reach is too low"),
+        (AdaptationConfig, {"steps": -1}, "adaptation.steps is too low; expected at least 0"),
+        (AdaptationConfig, {"test_steps": -1}, "adaptation.test_steps is too low"),
+        (AdaptationConfig, {"together": -1}, "adaptation.together is too low; expected at least 0"),
+        (AdaptationConfig, {"batch": -1}, "adaptation.batch is too low"),
+        (AdaptationConfig, {"test_batch": -1}, "adaptation.test_batch is too low"),
+        (AdaptationConfig, {"rate": math.inf}, "impossible adaptation.rate; expected 0 <= rate"),
+        (MetaTrainingConfig, {"tasks": 0}, "training.tasks is too low; expected at least 1"),
+        (MetaTrainingConfig, {"steps": -1}, "training.steps is too low; expected at least 0"),
+        (MetaTrainingConfig, {"way": -1}, "training.way is too low"),
+        (MetaTrainingConfig, {"shot": -1}, "training.shot is too low"),
+        (MetaTrainingConfig, {"query": -1}, "training.query is too low"),
+        (MetaTrainingConfig, {"halve_every": -1}, "training.halve_every is too low"),
+        (MetaTrainingConfig, {"rate": -0.1}, "impossible training.rate"),
+        (MetaTrainingConfig, {"clip": math.nan}, "impossible training.clip"),
+        (FewShotConfig, {"threads": -1}, "threads is too low; expected at least 0, found -1"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_where_they_are_set(kind, wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kind(**wrong)
+
+
+def test_the_least_sizes_that_are_documented_can_be(images, tmp_path):
+    """0 stands for all, for none, or for as in use; a method of no update answers as it is."""
+    config = tiny("maml", steps=1, way=0, shot=0, query=0, clip=0.0)
+    inner = replace(config.adaptation, steps=0, test_steps=0, together=0, batch=0, test_batch=0)
+    config = replace(config, adaptation=inner)
+    method = train(config, RunFolder(tmp_path), images)
+    episode = episode_source(config.task, "test", config.seed, None, images).sample(2)
+    expected = torch.stack([method.network(query).detach() for query in episode.query_inputs])
+    torch.testing.assert_close(method.predict(*episode[:3]), expected)
+
+
+def test_reptile_without_an_update_is_refused_where_it_is_set():
+    config = preset("reptile")
+    with pytest.raises(ValueError, match=r"without one it learns nothing; .* found 0; do take"):
+        replace(config, adaptation=replace(config.adaptation, steps=0))
+    assert replace(config, method="maml", adaptation=replace(config.adaptation, steps=0))
 
 
 def test_omniglot_is_split_as_in_the_literature():

@@ -37,6 +37,9 @@ class Reptile(Adaptation):
             or gradient descent, as theirs for sine curves. Adam's second moments go on from task to
             task, as in their code, and begin a task in use.
         **options: see `Adaptation`; the order plays no part.
+
+    Raises:
+        ValueError: no update, or an empty minibatch.
     """
 
     seen: Tensor
@@ -55,6 +58,7 @@ class Reptile(Adaptation):
         if bfloat16:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().__init__(network, order=0, **options)
+        refuse_no_steps(self.steps)
         self.reduced = bfloat16
         for size in (batch, test_batch):
             if size is not None and size < 1:
@@ -124,6 +128,20 @@ class Reptile(Adaptation):
 
     def _learning(self) -> list[tuple[str, Tensor]]:
         return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+
+
+def refuse_no_steps(steps: int) -> None:
+    """Checks that there is an update in meta-training.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if steps < 1:
+        raise ValueError(
+            "Reptile goes where the updates of a task lead, and without one it learns nothing; "
+            f"expected at least 1 update in training (adaptation.steps), found {steps}; do take "
+            "more"
+        )
 
 
 def _channels_last(pictures: Tensor) -> Tensor:

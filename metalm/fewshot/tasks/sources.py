@@ -14,6 +14,7 @@ from metalm.fewshot.tasks.images import QUARTER_TURNS, ImageEpisodes, LabelledIm
 from metalm.fewshot.tasks.linear import LinearTasks
 from metalm.fewshot.tasks.sine import SineTasks
 from metalm.fewshot.tasks.splits import ClassSplit, official_split, random_split
+from metalm.training.checked_settings import refuse_below, refuse_outside
 
 Part = Literal["train", "validation", "test"]
 
@@ -74,6 +75,12 @@ class TaskConfig:
     """Of own pictures: 1 makes them grey, as the official challenge wants them; 3 keeps colours."""
     dark_ink: bool = False
     """Own pictures are dark on light, as scans are: dark is ink, which a network sees as 1."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, "task", "way", least=2)
+        refuse_below(self, "task", "shot", "query", "size")
+        refuse_below(self, "task", "validation_groups", least=0)
+        refuse_outside(self, "task", "test_share", "validation_share")
 
 
 class TaskShape(NamedTuple):

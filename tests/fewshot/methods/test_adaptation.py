@@ -418,6 +418,10 @@ def test_known_networks_learn():
         (lambda n: Maml(n, rate=0.1, steps=1, queries="each"), "found 'each'"),
         (lambda n: Anil(nn.Sequential(n), rate=0.1, steps=1), "expected modules 'body' and 'head'"),
         (lambda n: Reptile(n, rate=0.1, steps=1, batch=0), "expected at least 1 item, found 0"),
+        (
+            lambda n: Reptile(n, rate=0.1, steps=0),
+            r"learns nothing; expected at least 1 .* found 0",
+        ),
         (lambda n: LstmMetaLearner(n, steps=1, hidden=0), "expected >= 1 units, found 0"),
         (lambda n: FromScratch(n, steps=1), "found running ones"),
     ],
