@@ -36,6 +36,7 @@ class NetworkConfig:
     """Whose statistics batch normalisation uses when queries are answered."""
 
     def __post_init__(self) -> None:
+        """Checks sizes and shares."""
         refuse_below(self, "network", "width", "depth")
         refuse_below(self, "network", "late_width", "halvings", "reach", least=0)
 
@@ -69,6 +70,7 @@ class AdaptationConfig:
     """Whether Reptile takes the convolutions of its training in bfloat16 where that is quicker."""
 
     def __post_init__(self) -> None:
+        """Checks sizes and rates."""
         sizes = ("steps", "test_steps", "together", "batch", "test_batch")
         refuse_below(self, "adaptation", *sizes, least=0)
         refuse_outside(self, "adaptation", "rate", high=math.inf)
@@ -96,6 +98,7 @@ class MetaTrainingConfig:
     """Highest norm of the meta-gradient; 0 for none."""
 
     def __post_init__(self) -> None:
+        """Checks sizes and shares."""
         refuse_below(self, "training", "tasks")
         sizes = ("steps", "way", "shot", "query", "halve_every")
         refuse_below(self, "training", *sizes, least=0)
@@ -150,6 +153,7 @@ class FewShotConfig:
     """The test."""
 
     def __post_init__(self) -> None:
+        """Checks sizes and shares."""
         refuse_below(self, "", "threads", least=0)
         if self.method == "reptile":
             refuse_no_steps(self.adaptation.steps)

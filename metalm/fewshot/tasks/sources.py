@@ -77,6 +77,7 @@ class TaskConfig:
     """Own pictures are dark on light, as scans are: dark is ink, which a network sees as 1."""
 
     def __post_init__(self) -> None:
+        """Checks sizes and shares."""
         refuse_below(self, "task", "way", least=2)
         refuse_below(self, "task", "shot", "query", "size")
         refuse_below(self, "task", "validation_groups", least=0)

@@ -117,6 +117,9 @@ def _kept(path: Path) -> dict[str, Any] | None:
     try:
         kept = dict(json.loads(path.read_text(encoding="utf-8")))
         kept["chosen"] = {str(name): float(value) for name, value in dict(kept["chosen"]).items()}
+        for name, value in kept["chosen"].items():
+            if value not in kept["grid"]:
+                raise ValueError(f"{value} of {name}, which is not in the grid")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} cannot be read; expected the temperatures that tuning wrote, found "

@@ -196,7 +196,16 @@ def test_no_temperatures_cost_nothing(articles, folder):
     assert list(folder.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"chosen": 3}', '{"chosen": {"static": "high"}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        '{"chosen": 3}',
+        '{"grid": [1.0], "chosen": {"static": 3}}',
+        '{"chosen": {"static": "high"}}',
+    ],
+)
 def test_a_damaged_file_is_named(models, articles, folder, text):
     (folder.folder / "temperatures-reset.json").write_text(text)
     with pytest.raises(ValueError, match=r"temperatures-reset\.json cannot be read; .*delete it"):
