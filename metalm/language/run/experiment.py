@@ -73,7 +73,8 @@ def tune(
         ValueError: trials of the folder are damaged, or of weights that are others or not there.
     """
     weights = weights_of(models)
-    _refuse_missing(folder, read_trials(folder, mode))
+    known = read_trials(folder, mode, weights)
+    _refuse_missing(folder, known)
     others = (read_trials(folder, other) for other in MODES if other != mode)
 
     def report(name: str, trial: Trial) -> None:
@@ -89,7 +90,7 @@ def tune(
             corpus.valid,
             config.tuning,
             mode,
-            read_trials(folder, mode, weights),
+            known,
             next(others, None),
             report,
             partial(write_trials, folder, mode, weights),

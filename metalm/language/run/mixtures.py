@@ -46,7 +46,8 @@ def run_mixtures(
     wanted = {method.name: described(method) for method in methods if method.learned_mixture}
     if not wanted:
         return {}
-    networks, mixed_before = kept_mixtures(folder, mode, weights_of(models)) or ({}, {})
+    weights = weights_of(models)
+    networks, mixed_before = kept_mixtures(folder, mode, weights) or ({}, {})
     known = {name for name, copies in wanted.items() if mixed_before.get(name) == copies}
     networks = {name: networks[name] for name in wanted if name in known}
     missing = [method for method in methods if method.name in wanted.keys() - known]
@@ -62,7 +63,7 @@ def run_mixtures(
     for method, of_method in zip(missing, read, strict=True):
         networks[method.name] = network_of_copies(*of_method)
     tensors, meta = pack({name: network.state_dict() for name, network in networks.items()})
-    folder.save(_file(mode), tensors, meta | {"methods": wanted, "weights": weights_of(models)})
+    folder.save(_file(mode), tensors, meta | {"methods": wanted, "weights": weights})
     return {name: networks[name] for name in wanted}
 
 
